@@ -4,12 +4,13 @@ Three sources, all under the PSF licence: the language reference topics behind `
 the standard library, and its longer comments. From the same docstrings come questions and answers for the
 chat format. A few hand-written exchanges (licence of this project) teach the model to say what it is.
 
-Nothing is imported but the topics: sources are parsed, so no module of the standard library runs.
+Modules written in Python are parsed, not imported; of those in C, the ones in ``IN_C`` are imported.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import io
 import re
@@ -22,6 +23,30 @@ from pathlib import Path
 
 #: Parts of the standard library that are tests, vendored wheels or generated tables, not prose.
 SKIPPED = {"test", "tests", "site-packages", "ensurepip", "lib2to3", "turtledemo", "encodings", "__pycache__"}
+
+#: Modules whose documentation only a running interpreter has -> the name people know them by.
+IN_C = {
+    "_collections": "collections",
+    "_functools": "functools",
+    "_io": "io",
+    "_operator": "operator",
+    "_random": "random",
+    "_struct": "struct",
+    "_thread": "threading",
+    "array": "array",
+    "binascii": "binascii",
+    "builtins": "",
+    "cmath": "cmath",
+    "gc": "gc",
+    "itertools": "itertools",
+    "math": "math",
+    "posix": "os",
+    "select": "select",
+    "sys": "sys",
+    "time": "time",
+    "unicodedata": "unicodedata",
+    "zlib": "zlib",
+}
 
 #: One document in HELD_OUT is kept away from training, with all questions about it.
 HELD_OUT = 24
@@ -40,6 +65,9 @@ ABOUT: tuple[Turn, ...] = (
     ("How are you?", "I am a small program, and I am running well. How can I help you?"),
     ("Thank you", "You are welcome!"),
     ("Thanks!", "You are welcome!"),
+    ("hello", "Hello! How can I help you?"),
+    ("Hello!", "Hello! How can I help you?"),
+    ("hi", "Hi! Ask me something about Python."),
     ("Goodbye", "Goodbye!"),
     ("What is Python?", "Python is an interpreted, interactive, object-oriented programming language."),
     (
@@ -136,6 +164,31 @@ def entries(module: str, tree: ast.AST, prefix: str = "") -> Iterator[Entry]:
             yield from entries(module, node, f"{name}.")
 
 
+def entries_in_c(module: str) -> Iterator[Entry]:
+    """Yields what a module written in C documents: its functions, its types and their methods."""
+    known_as = IN_C[module]
+    content = importlib.import_module(module)
+    for name, value in sorted(vars(content).items()):
+        if name.startswith("_") or getattr(value, "__module__", None) not in (module, known_as):
+            continue
+        full = f"{known_as}.{name}" if known_as else name
+        yield from described(full, "class" if isinstance(value, type) else "function", value)
+        if isinstance(value, type):
+            for method, attribute in sorted(vars(value).items()):
+                if not method.startswith("_"):
+                    yield from described(f"{full}.{method}", "method", attribute)
+
+
+def described(name: str, kind: str, value: object) -> Iterator[Entry]:
+    """Yields the entry of one object of a module in C, if it has documentation."""
+    doc = inspect.getdoc(value)
+    if isinstance(doc, str) and len(doc) > 15:
+        arguments = getattr(value, "__text_signature__", None) or ""
+        arguments = re.sub(r"\$\w+,? ?", "", arguments)
+        arguments = re.sub(r", /|(?<=\()/(, )?", "", arguments)
+        yield Entry(name, kind, f"{name}{arguments}" if kind != "class" else name, doc)
+
+
 def comments(source: str) -> Iterator[str]:
     """Yields the blocks of three or more comment lines that are mostly words."""
     block: list[str] = []
@@ -191,8 +244,9 @@ def questions(entry: Entry) -> list[Turn]:
     answer = (
         f"{entry.signature}\n\n{entry.doc}" if len(entry.doc) < 900 and entry.signature else entry.doc[:900]
     )
-    asked_first = zlib.crc32(entry.name.encode()) % 2
-    pairs = [(asked[asked_first], summary)]
+    count = 2 if entry.kind == "function" else 1
+    first = zlib.crc32(entry.name.encode()) % 2
+    pairs = [(question, summary) for question in [*asked[:2], *asked[:2]][first : first + count]]
     if entry.kind == "module" or len(entry.doc) > len(summary) + 40:
         cut = answer if len(answer) < 900 else answer.rpartition("\n\n")[0] or summary
         pairs.append((asked[2], cut))
@@ -248,6 +302,13 @@ def read() -> Corpus:
             plain[held_out].append("\n\n".join(remarks))
         for entry in found:
             pairs[held_out] += questions(entry)
+    for module in sorted(IN_C):
+        found = list(entries_in_c(module))
+        if found:
+            plain[False].append("\n\n\n".join(document(entry) for entry in found))
+            for entry in found:
+                pairs[False] += questions(entry)
     about = list(ABOUT) * 6
+    plain[False] += [f"{question}\n\n{answer}" for question, answer in [*pairs[False][::4], *about]]
     chats = conversations(pairs[False]) + conversations(about)
     return Corpus(plain[False], chats, plain[True], conversations(pairs[True]))

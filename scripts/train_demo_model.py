@@ -5,7 +5,8 @@
 
 Needs torch, transformers and tokenizers, and no network: the text comes from the interpreter that runs the
 script (``demo_corpus.py``). The batches, the initial weights and the tokenizer depend only on ``--seed``
-and on the Python version; with ``--steps`` the learning rate does too, with ``--minutes`` it follows the clock.
+and on the Python version; with ``--steps`` the learning rate does too, with ``--minutes`` it follows the
+clock.
 
 The exported weights are an exponential mean of the trained ones, so every export is usable, early ones too.
 ``--resume`` goes on from ``--checkpoint`` as if the run had not stopped.
@@ -70,6 +71,17 @@ class Ids:
     starts: torch.Tensor  # (documents,)
 
 
+@dataclass(frozen=True)
+class Data:
+    """The encoded corpus; ``held_out_characters`` is the length of the held-out plain text."""
+
+    plain: Ids
+    chats: Ids
+    held_out_plain: Ids
+    held_out_chats: Ids
+    held_out_characters: int
+
+
 @dataclass
 class Run:
     """What one training run owns, and all that a checkpoint holds of it."""
@@ -79,13 +91,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     step: int = 0
     elapsed_s: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)  # held out, of the mean weights
 
     def save(self, path: Path) -> None:
         """Writes the checkpoint so that a killed run leaves the previous one whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = {name: getattr(self, name).state_dict() for name in ("model", "mean", "optimizer")}
-        numbers = {"step": self.step, "elapsed_s": self.elapsed_s, "history": self.history}
+        numbers = {"step": self.step, "elapsed_s": self.elapsed_s, "losses": self.losses}
         torch.save({**parts, **numbers}, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
@@ -94,7 +106,7 @@ class Run:
         state = torch.load(path, weights_only=True)
         for name in ("model", "mean", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        self.step, self.elapsed_s, self.history = state["step"], state["elapsed_s"], state["history"]
+        self.step, self.elapsed_s, self.losses = state["step"], state["elapsed_s"], state["losses"]
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -162,7 +174,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return model
 
 
-def batch(plain: Ids, chats: Ids, step: int, args: argparse.Namespace) -> torch.Tensor:
+def batch(data: Data, step: int, args: argparse.Namespace) -> torch.Tensor:
     """The ids of one step, (rows, length): a function of the seed and the step alone.
 
     Half the rows begin where a document begins, since that is what a prompt does.
@@ -172,7 +184,7 @@ def batch(plain: Ids, chats: Ids, step: int, args: argparse.Namespace) -> torch.
     length = list(ROW_LENGTHS)[int(torch.multinomial(shares, 1, generator=draw))]
     rows = []
     for _ in range(max(1, args.tokens // length)):
-        source = chats if torch.rand((), generator=draw) < CHAT_SHARE else plain
+        source = data.chats if torch.rand((), generator=draw) < CHAT_SHARE else data.plain
         last = len(source.ids) - length
         start = int(torch.randint(last, (), generator=draw))
         if torch.rand((), generator=draw) < 0.5:
@@ -199,6 +211,15 @@ def held_out_loss(model: LlamaForCausalLM, source: Ids, length: int, limit: int 
     rows = source.ids[: count * length].view(count, length)
     losses = [float(loss_of(model, part)) for part in rows.split(max(1, 4096 // length))]
     return sum(losses) / len(losses)
+
+
+def held_out_losses(model: LlamaForCausalLM, data: Data) -> dict[str, float]:
+    """Mean nats per held-out token, by kind of text."""
+    return {
+        "plain": held_out_loss(model, data.held_out_plain, 512),
+        "plain, long rows": held_out_loss(model, data.held_out_plain, MAX_LENGTH),
+        "chats": held_out_loss(model, data.held_out_chats, 512),
+    }
 
 
 def optimizer_of(model: LlamaForCausalLM) -> torch.optim.Optimizer:
@@ -231,7 +252,7 @@ def train_step(run: Run, ids: torch.Tensor, done: float) -> float:
     return float(loss.detach())
 
 
-def export(run: Run, tokenizer: PreTrainedTokenizerFast, out: Path, facts: dict[str, object]) -> None:
+def export(run: Run, tokenizer: PreTrainedTokenizerFast, out: Path, card_facts: dict[str, object]) -> None:
     """Writes the mean weights in bfloat16 with all that ``from_pretrained`` reads, and the model card."""
     model = LlamaForCausalLM(run.mean.config)
     model.load_state_dict(run.mean.state_dict())
@@ -240,61 +261,65 @@ def export(run: Run, tokenizer: PreTrainedTokenizerFast, out: Path, facts: dict[
     (out / "model.safetensors").chmod(0o644)  # saved for the owner alone; a package is for everybody
     tokenizer.save_pretrained(out, save_jinja_files=False)
     card = Path(__file__).with_name("demo_model_card.md").read_text(encoding="utf-8")
-    (out / "README.md").write_text(card.format(**facts), encoding="utf-8")
+    (out / "README.md").write_text(card.format(**card_facts), encoding="utf-8")
 
 
 def train(args: argparse.Namespace) -> None:
     """Builds corpus, tokenizer and model, trains until ``--steps`` or ``--minutes``, exporting on the way."""
     corpus = demo_corpus.read()
-    tokenizer = train_tokenizer(
-        [*corpus.plain, *(text for chat in corpus.chats for _, text in chat)], args.vocab
+    texts = [*corpus.plain, *(text for chat in corpus.chats for _, text in chat)]
+    tokenizer = train_tokenizer(texts, args.vocab)
+    data = Data(
+        encode(tokenizer, corpus.plain),
+        encode(tokenizer, rendered(tokenizer, corpus.chats)),
+        encode(tokenizer, corpus.held_out_plain),
+        encode(tokenizer, rendered(tokenizer, corpus.held_out_chats)),
+        sum(map(len, corpus.held_out_plain)),
     )
-    plain, chats = encode(tokenizer, corpus.plain), encode(tokenizer, rendered(tokenizer, corpus.chats))
-    test_plain = encode(tokenizer, corpus.held_out_plain)
-    test_chats = encode(tokenizer, rendered(tokenizer, corpus.held_out_chats))
     model, mean = new_model(tokenizer, args.seed), new_model(tokenizer, args.seed)
     run = Run(model, mean, optimizer_of(model))
     if args.resume:
         run.load(args.checkpoint)
-    parameters = sum(p.numel() for p in model.parameters())
-    LOG.info("%d plain and %d chat tokens, %d parameters", len(plain.ids), len(chats.ids), parameters)
-    before = run.elapsed_s
-    started, losses, done = time.monotonic(), [], 0.0
+    LOG.info("%d plain and %d chat tokens", len(data.plain.ids), len(data.chats.ids))
+    started, losses, done = time.monotonic() - run.elapsed_s, [], progress(run, args)
     while done < 1.0:
-        losses.append(train_step(run, batch(plain, chats, run.step, args), done))
-        run.elapsed_s = before + time.monotonic() - started
-        by_time = run.elapsed_s / (60 * args.minutes) if args.minutes else 0.0
-        done = max(by_time, run.step / args.steps if args.steps else 0.0)
-        if run.step % 10 == 0:
-            LOG.info("step %d loss %.3f after %.0f s", run.step, sum(losses[-10:]) / 10, run.elapsed_s)
+        losses.append(train_step(run, batch(data, run.step, args), done))
+        run.elapsed_s = time.monotonic() - started
+        done = progress(run, args)
+        if run.step % 20 == 0:
+            LOG.info("step %d loss %.3f after %.0f s", run.step, sum(losses[-20:]) / 20, run.elapsed_s)
         if run.step % args.every == 0 or done >= 1.0:
-            figures = {
-                "step": run.step,
-                "plain": held_out_loss(run.mean, test_plain, 512),
-                "chat": held_out_loss(run.mean, test_chats, 512),
-                "long": held_out_loss(run.mean, test_plain, MAX_LENGTH),
-            }
-            run.history.append(figures)
-            LOG.info("held out %s", json.dumps(figures))
+            run.losses = held_out_losses(run.mean, data)
+            LOG.info("held out at step %d: %s", run.step, json.dumps(run.losses))
             run.save(args.checkpoint)
-            characters = sum(map(len, corpus.held_out_plain)) / len(test_plain.ids)
-            facts = {
-                "parameters": f"{parameters:,}",
-                "vocab": f"{len(tokenizer):,}",
-                "python": platform.python_version(),
-                "plain_tokens": f"{len(plain.ids):,}",
-                "chat_tokens": f"{len(chats.ids):,}",
-                "steps": f"{run.step:,}",
-                "seen": f"{run.step * args.tokens / 1e6:.1f}",
-                "minutes": f"{run.elapsed_s / 60:.0f}",
-                "seed": args.seed,
-                "plain_loss": f"{figures['plain']:.2f}",
-                "plain_bits": f"{figures['plain'] / math.log(2) / characters:.2f}",
-                "chat_loss": f"{figures['chat']:.2f}",
-                "long_loss": f"{figures['long']:.2f}",
-                "uniform_loss": f"{math.log(len(tokenizer)):.2f}",
-            }
-            export(run, tokenizer, args.out, facts)
+            export(run, tokenizer, args.out, facts(run, data, args))
+
+
+def progress(run: Run, args: argparse.Namespace) -> float:
+    """The share of the run that is done, by steps or by the clock, whichever is further."""
+    by_time = run.elapsed_s / (60 * args.minutes) if args.minutes else 0.0
+    return max(by_time, run.step / args.steps if args.steps else 0.0)
+
+
+def facts(run: Run, data: Data, args: argparse.Namespace) -> dict[str, object]:
+    """What the model card says about the run."""
+    characters_per_token = data.held_out_characters / len(data.held_out_plain.ids)
+    return {
+        "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
+        "vocab": f"{run.model.config.vocab_size:,}",
+        "python": platform.python_version(),
+        "plain_tokens": f"{len(data.plain.ids):,}",
+        "chat_tokens": f"{len(data.chats.ids):,}",
+        "steps": f"{run.step:,}",
+        "seen": f"{run.step * args.tokens / 1e6:.1f}",
+        "minutes": f"{run.elapsed_s / 60:.0f}",
+        "seed": args.seed,
+        "plain_loss": f"{run.losses['plain']:.2f}",
+        "plain_bits": f"{run.losses['plain'] / math.log(2) / characters_per_token:.2f}",
+        "chat_loss": f"{run.losses['chats']:.2f}",
+        "long_loss": f"{run.losses['plain, long rows']:.2f}",
+        "uniform_loss": f"{math.log(run.model.config.vocab_size):.2f}",
+    }
 
 
 def main() -> None:
@@ -311,7 +336,7 @@ def main() -> None:
         "--vocab", type=int, default=2048, help="size of the vocabulary, special tokens included"
     )
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per optimizer step")
-    parser.add_argument("--every", type=int, default=250, help="steps between exports")
+    parser.add_argument("--every", type=int, default=400, help="steps between exports")
     parser.add_argument("--checkpoint", type=Path, default=Path("build/demo_model.pt"))
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     args = parser.parse_args()
