@@ -50,9 +50,9 @@ _REASONS: Mapping[str, str] = {
         roberta roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod""",
     "takes images or sound; only text models are served": """
         aria blip-2 clip emu3 fuyu gemma3n git got_ocr2 idefics idefics2 idefics3 instructblip internvl
-        kosmos-2 llama4 llava llava_next mllama moshi musicgen musicgen_melody paligemma phi4_multimodal pix2struct
-        pixtral qwen2_5_vl qwen2_audio qwen2_vl qwen3_vl speech_to_text speech_to_text_2 trocr vit wav2vec2
-        whisper""",
+        kosmos-2 llama4 llava llava_next mllama moshi musicgen musicgen_melody paligemma phi4_multimodal
+        pix2struct pixtral qwen2_5_vl qwen2_audio qwen2_vl qwen3_vl speech_to_text speech_to_text_2 trocr vit
+        wav2vec2 whisper""",
     "has no KV cache in transformers, so each token would recompute the whole text": "openai-gpt reformer",
     "carries a segment memory instead of a KV cache": "transfo-xl",
     "permutes its attention, so a left-to-right KV cache does not fit it": "xlnet",

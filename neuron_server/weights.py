@@ -1,7 +1,7 @@
 """Whether a model directory's safetensors files are whole, without loading them.
 
 Only headers and file lengths are read (standard library; the format is eight bytes of header length, a JSON
-header, then the data), so a truncated download is found in milliseconds and named, before any process loads it.
+header, then the data), so a truncated download is found, and named, before any process loads it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from neuron_server.errors import ModelError
 
@@ -44,9 +44,9 @@ class WeightFiles:
 def check_weights(path: str | Path) -> WeightFiles:
     """Check that ``path`` holds a complete set of readable safetensors files.
 
-    Raises ``ModelError`` with rule ``weights_missing`` (none, only pickle files, or a file that the index names
-    is absent) or ``weights_corrupt`` (a header that cannot be read, a length that does not fit it, a tensor that
-    the index names and the file lacks); the message names the file.
+    Raises ``ModelError`` with rule ``weights_missing`` (none, only pickle files, or a file of the index is
+    absent) or ``weights_corrupt`` (a header that cannot be read, a length that does not fit it, a tensor that the
+    index names and the file lacks); the message names the file.
     """
     root = Path(path)
     if (root / SINGLE).is_file():
@@ -63,8 +63,8 @@ def _what_is_there_instead(root: Path) -> str:
     pickles = sorted(f.name for pattern in _PICKLES for f in root.glob(pattern))
     if pickles:
         return (
-            f"{root} holds {pickles[0]} but neither {SINGLE} nor {INDEX}; only safetensors are loaded, because a"
-            " pickle can run code: convert the model with save_pretrained(safe_serialization=True)"
+            f"{root} holds {pickles[0]} but neither {SINGLE} nor {INDEX}; only safetensors are loaded, because"
+            " a pickle can run code: convert the model with save_pretrained(safe_serialization=True)"
         )
     return f"{root} holds no weights: neither {SINGLE} nor {INDEX}"
 
@@ -137,15 +137,16 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:  # Any: JSON
 def _span(path: Path, name: str, entry: object) -> tuple[int, int, str]:
     """First and past-the-end byte of one tensor."""
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}  # Any: JSON
-    shape, offsets = fields.get("shape"), fields.get("data_offsets")
-    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
+    shape, offsets = _naturals(fields.get("shape")), _naturals(fields.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2:
         raise _corrupt(path, f"has an unreadable header entry for tensor {name!r}")
-    bits = _DTYPE_BITS.get(fields.get("dtype", ""))
+    bits = _DTYPE_BITS.get(str(fields.get("dtype")))
     start, stop = offsets
     if stop < start or (bits is not None and (stop - start) * 8 != math.prod(shape) * bits):
         raise _corrupt(path, f"is corrupt: {stop - start} bytes cannot hold tensor {name!r} of shape {shape}")
     return start, stop, name
 
 
-def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+def _naturals(value: object) -> list[int] | None:
+    is_list = isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+    return cast("list[int]", value) if is_list else None
