@@ -1,16 +1,104 @@
-# Every target goes through `install`: a virtual environment in .venv that a changed pyproject.toml rebuilds.
-PYTHON ?= python3.11
+# `make run` and `make test` are all a newcomer needs; `make help` lists the rest.
+# Everything goes through `install`: a virtual environment in .venv, brought up to date when its inputs change.
+
 BIN := .venv/bin
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: install run test lint protos integration-test bench neuronx-tgi clean
+# The Python that .venv is made with: the first of these that is 3.10 or 3.11 and able to make one.
+PYTHON ?= python3.11 python3.10 python3
+# On Linux PyPI's torch brings gigabytes of CUDA along; this index has the CPU builds. Empty: pip's own set-up alone.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+QUIET := --quiet --disable-pip-version-check
+# `make run ARGS='--port 8080'`, `make test ARGS='-k sampling'`
+ARGS ?=
+# `make neuronx-tgi` builds the image for Inferentia2, with TARGET=cpu the one without an accelerator.
+DOCKER ?= docker
+TARGET ?= neuron
+IMAGE ?= neuronx-tgi:$(VERSION)$(if $(filter cpu,$(TARGET)),-cpu)
 
-install: .venv/installed
+.PHONY: help install run test lint protos integration-test bench constraints neuronx-tgi clean
+.DEFAULT_GOAL := help
 
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[cpu,dev]'
-	touch $@
+# A .venv that was moved here, or whose Python is gone, counts as not installed.
+$(shell grep -qsF '$(CURDIR)/.venv/bin/' $(BIN)/pip && $(BIN)/python -c '' 2>/dev/null || rm -f .venv/installed)
 
-run: install
-	$(BIN)/text-generation-launcher
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## make or update the virtual environment .venv
+
+# `unfinished` lies there while pip works: after an interruption the next run begins with an empty .venv.
+.venv/installed: pyproject.toml constraints.txt
+	@if [ -e .venv/unfinished ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    $(MAKE) --no-print-directory .venv/new || exit 1; \
+	fi
+	@touch .venv/unfinished
+	@index='$(TORCH_INDEX)'; \
+	if [ -n "$$index" ] && ! $(BIN)/python -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)' \
+	    "$$index/torch/" 2>/dev/null; then \
+	    echo "  $$index does not answer: torch comes from where pip finds it by itself"; index=; \
+	fi; \
+	echo "  installing neuronx-tgi $(VERSION), torch and the development tools into .venv (minutes, the first time)"; \
+	$(BIN)/python -m pip install $(QUIET) $${index:+--extra-index-url "$$index"} \
+	    --constraint constraints.txt --editable '.[cpu,dev]'
+	@rm .venv/unfinished
+	@touch $@
+
+.PHONY: .venv/new
+.venv/new:
+	@for python in $(PYTHON); do \
+	    $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 12))' \
+	        2>/dev/null || continue; \
+	    echo "  making .venv with $$($$python --version)"; \
+	    exec $$python -m venv --clear .venv; \
+	done; \
+	echo "make install: none of '$(PYTHON)' is a Python 3.10 or 3.11 that can make a virtual environment." >&2; \
+	echo "Install one (on Debian and Ubuntu: apt-get install python3.11-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+
+run: install  ## serve the embedded demo model on the CPU (ARGS='...' reach the launcher)
+	@$(BIN)/text-generation-launcher $(ARGS)
+
+test: install  ## unit and integration tests (ARGS='...' reach pytest)
+	$(BIN)/python -m pytest tests integration-tests $(ARGS)
+
+integration-test: install  ## only the tests with real processes, sockets and clients
+	$(BIN)/python -m pytest integration-tests $(ARGS)
+
+lint: install  ## ruff, mypy and hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+# Its own protoc: generated code refuses a protobuf older than the protoc that wrote it, and 5.29 is to do.
+protos: install  ## regenerate neuron_server/wire/pb from protos/generator.proto
+	@$(BIN)/python -m venv build/protoc && build/protoc/bin/python -m pip install $(QUIET) grpcio-tools==1.71.2
+	build/protoc/bin/python -m grpc_tools.protoc --proto_path=neuron_server/wire/pb=protos \
+	    --python_out=. --pyi_out=. neuron_server/wire/pb/generator.proto
+
+# A file of benchmarks/ without a main is a module of the others.
+bench: install  ## run every program of benchmarks/
+	@set -e; for program in $$(grep -l __main__ benchmarks/*.py); do \
+	    echo "== $$program"; $(BIN)/python $$program; \
+	done
+
+# uv resolves for both Pythons and all platforms at once. torch's CUDA parts stay out: they are not what is installed.
+UV := build/uv/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
+constraints: install  ## write constraints.txt and constraints-neuron.txt anew, from the newest versions
+	@$(BIN)/python -m venv build/uv && build/uv/bin/python -m pip install $(QUIET) uv
+	@{ sed '/^#/!d' constraints.txt; \
+	   $(UV) --universal --python-version 3.10 --extra cpu --extra dev pyproject.toml \
+	   | grep -vE "^(torch|triton|setuptools|nvidia-.*|cuda-.*)==|>= '3.12'" | sed "s/== '3.11.\*'/>= '3.11'/"; \
+	} > build/constraints.txt && mv build/constraints.txt constraints.txt
+	@printf 'numpy==1.26.4\nprotobuf==5.29.6\n' > build/narrow.txt
+	@{ sed '/^#/!d' constraints-neuron.txt; \
+	   $(UV) --no-deps --python-version 3.10 --override build/narrow.txt pyproject.toml; \
+	} > build/constraints.txt && mv build/constraints.txt constraints-neuron.txt
+
+neuronx-tgi:  ## build the image neuronx-tgi:VERSION for Inferentia2 (TARGET=cpu: without accelerator)
+	$(DOCKER) build --target $(TARGET) --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+
+clean:  ## remove what was built and cached (.venv stays)
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache benchmarks/results
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
