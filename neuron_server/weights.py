@@ -45,8 +45,8 @@ def check_weights(path: str | Path) -> WeightFiles:
     """Check that ``path`` holds a complete set of readable safetensors files.
 
     Raises ``ModelError`` with rule ``weights_missing`` (none, only pickle files, or a file of the index is
-    absent) or ``weights_corrupt`` (a header that cannot be read, a length that does not fit it, a tensor that the
-    index names and the file lacks); the message names the file.
+    absent) or ``weights_corrupt`` (a header that cannot be read, a length that does not fit it, a tensor that
+    the index names and the file lacks); the message names the file.
     """
     root = Path(path)
     if (root / SINGLE).is_file():
@@ -63,8 +63,8 @@ def _what_is_there_instead(root: Path) -> str:
     pickles = sorted(f.name for pattern in _PICKLES for f in root.glob(pattern))
     if pickles:
         return (
-            f"{root} holds {pickles[0]} but neither {SINGLE} nor {INDEX}; only safetensors are loaded, because"
-            " a pickle can run code: convert the model with save_pretrained(safe_serialization=True)"
+            f"{root} holds {pickles[0]} but neither {SINGLE} nor {INDEX}; only safetensors are loaded,"
+            " because a pickle can run code: convert the model with save_pretrained(safe_serialization=True)"
         )
     return f"{root} holds no weights: neither {SINGLE} nor {INDEX}"
 
