@@ -1,0 +1,1 @@
+"""Generated from ``protos/generator.proto`` by ``make protos``; do not edit."""
