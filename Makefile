@@ -19,8 +19,9 @@ IMAGE ?= neuronx-tgi:$(VERSION)$(if $(filter cpu,$(TARGET)),-cpu)
 .PHONY: help install run test lint protos integration-test bench constraints neuronx-tgi clean
 .DEFAULT_GOAL := help
 
-# A .venv that was moved here, or whose Python is gone, counts as not installed.
-$(shell grep -qsF '$(CURDIR)/.venv/bin/' $(BIN)/pip && $(BIN)/python -c '' 2>/dev/null || rm -f .venv/installed)
+# A .venv that was moved here (its scripts name the old place), or whose Python is gone, is made anew.
+$(shell [ ! -e .venv ] || grep -qsF '$(CURDIR)/.venv/bin/' $(BIN)/pip && $(BIN)/python -c '' 2>/dev/null \
+    || { rm -f .venv/installed; touch .venv/unfinished; })
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
