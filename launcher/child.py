@@ -1,0 +1,135 @@
+"""One program that the launcher runs: its process group, its output and its last words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+Forward = Callable[[str, bytes], None]
+"""Takes the child's name and a line, its newline included."""
+
+_CHUNK_BYTES = 64 * 1024
+#: A longer line is passed on in pieces.
+_LINE_BYTES = 1024 * 1024
+_LAST_LINES = 20
+_LAST_LINE_CHARACTERS = 500
+#: How long the output of a dead process may stay open in the hands of its own children.
+_DRAIN_S = 1.0
+
+
+class Child:
+    """A started process, the leader of its own session: a terminal's Ctrl-C reaches only the launcher.
+
+    ``ended`` is done once the process is gone, nothing of its group is left and its output was forwarded; its
+    result is the exit status, negative for a signal.
+    """
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, forward: Forward) -> None:
+        self.name = name
+        self.pid = process.pid
+        self._process = process
+        self._forward = forward
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self.ended = asyncio.create_task(self._run(), name=f"{name} ended")
+
+    @classmethod
+    async def start(cls, name: str, argv: Sequence[str], env: Mapping[str, str], forward: Forward) -> Child:
+        """Start ``argv``; its stdout and stderr are one stream, in the order they were written."""
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return cls(name, process, forward)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self.ended.done()
+
+    @property
+    def last_words(self) -> str:
+        """The last lines it wrote, indented; empty when it wrote none."""
+        return "\n".join("    " + line for line in self._last_lines)
+
+    def how_it_ended(self) -> str:
+        """``exited with status 3`` or ``was killed by signal 9 (SIGKILL)``; only once ``ended`` is done."""
+        status = self.ended.result()
+        if status >= 0:
+            return f"exited with status {status}"
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-status).name
+            hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+            return f"was killed by signal {-status} ({name}){hint}"
+        return f"was killed by signal {-status}"
+
+    def terminate(self) -> None:
+        """Ask the process to stop. Its own children are its own business until ``kill``."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the whole group at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def _run(self) -> int:
+        reader = asyncio.create_task(self._read())
+        try:
+            status = await self._process.wait()
+            self.kill()  # what it left behind would hold the device, the socket or the port
+            await asyncio.wait({reader}, timeout=_DRAIN_S)
+        finally:
+            reader.cancel()
+        return status
+
+    async def _read(self) -> None:
+        stream = self._process.stdout
+        if stream is None:
+            return
+        rest = b""
+        while chunk := await stream.read(_CHUNK_BYTES):
+            *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
+            for line in lines:
+                self._say(line + b"\n")
+            if len(rest) >= _LINE_BYTES:
+                self._say(rest)
+                rest = b""
+        if rest:
+            self._say(rest + b"\n")
+
+    def _say(self, line: bytes) -> None:
+        if text := line[: 4 * _LAST_LINE_CHARACTERS].decode(errors="replace").rstrip():
+            self._last_lines.append(text[:_LAST_LINE_CHARACTERS])
+        self._forward(self.name, line)
+
+
+async def ended_before(child: Child, event: asyncio.Event, timeout_s: float | None = None) -> bool:
+    """Wait for the end of ``child``, for ``event`` or for the timeout; True if it has ended."""
+    happened = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({child.ended, happened}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happened.cancel()
+    return not child.alive
+
+
+async def stop(child: Child, grace_s: float, hurry: asyncio.Event) -> bool:
+    """SIGTERM, then SIGKILL for the group after ``grace_s`` or when ``hurry`` is set.
+
+    True if SIGTERM was enough.
+    """
+    child.terminate()
+    if await ended_before(child, hurry, grace_s):
+        return True
+    child.kill()
+    await child.ended
+    return False

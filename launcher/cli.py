@@ -1,0 +1,145 @@
+"""``text-generation-launcher``: from the command line to a served model, and to an exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher import host
+from launcher.child import Forward
+from launcher.command import build
+from launcher.download import fetch, is_local
+from launcher.environment import child_environment, runtime_environment
+from launcher.exit_codes import LaunchError, exit_code, last_line
+from launcher.output import Output
+from launcher.parameters import Parameters
+from launcher.plan import LaunchPlan, Model, check_arguments, plan
+from launcher.sockets import private_directory_name
+from launcher.stopping import Stopping
+from launcher.supervisor import Supervisor
+from neuron_server import logs
+from neuron_server.errors import ConfigError, ModelError
+from neuron_server.models import check_supported, check_weights, read_model
+
+log = logging.getLogger("text_generation_launcher")
+
+#: What clients see as the name of the embedded model.
+DEMO_MODEL_ID = "neuronx-tgi-demo"
+
+
+def main() -> None:
+    """The console entry point; ends the process with a status from the table of exit codes."""
+    try:
+        build(launch)()
+    except (ConfigError, ModelError) as error:
+        _fail(error.rule, last_line(error.rule, str(error)))
+    except LaunchError as error:
+        _fail(error.rule, f"{error}\nError: {error.kind}")
+
+
+def launch(parameters: Parameters) -> int:
+    """Serve until stopped; the exit status. Raises ``ConfigError``, ``ModelError`` and ``LaunchError``."""
+    if parameters.switch("version"):
+        sys.stdout.write(f"text-generation-launcher {importlib.metadata.version('neuronx-tgi')}\n")
+        return 0
+    json_output = parameters.switch("json_output")
+    output = Output(sys.stdout.fileno())
+    logs.setup(json_output=json_output)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(output)
+    try:
+        asyncio.run(_serve(parameters, _forward_to(output, json_output=json_output)))
+    finally:
+        output.close()
+    return 0
+
+
+async def _serve(parameters: Parameters, forward: Forward) -> None:
+    stopping = Stopping()
+    stopping.listen()
+    if parameters.switch("env"):
+        log.info("%s", await asyncio.to_thread(runtime_environment))
+    log.info("%s", parameters.dump())
+    env = child_environment(parameters, os.environ)
+    launch_plan = await _planned(parameters, env, forward, stopping)
+    if launch_plan is None or stopping.requested.is_set():
+        return
+    for warning in launch_plan.warnings:
+        log.warning("%s", warning)
+    log.info("One static batch of %s tokens:\n%s", launch_plan.shape, launch_plan.table())
+    await Supervisor(launch_plan, env, forward, stopping).run()
+
+
+async def _planned(
+    parameters: Parameters, env: Mapping[str, str], forward: Forward, stopping: Stopping
+) -> LaunchPlan | None:
+    """The plan, once the model is on this machine; ``None`` when asked to stop during a download.
+
+    A hub model is fetched in two steps, so that a setting that cannot work costs kilobytes, not the weights.
+    """
+    check_arguments(parameters, host.inspect())
+    model_id = parameters.text("model_id")
+    directory = private_directory_name()
+    if model_id is None:
+        log.info(
+            "No --model-id: serving the embedded demo model; it knows little, but streams like any other"
+        )
+        model = _local_model(DEMO_MODEL_ID, _demo_path(), parameters)
+    elif is_local(model_id):
+        if parameters.text("revision"):
+            log.warning("--revision has no effect on a local directory")
+        model = _local_model(model_id, model_id, parameters)
+    else:
+        config = await fetch(model_id, parameters, env, forward, stopping, config_only=True)
+        if config is None:
+            return None
+        draft = Model(model_id, config.path, read_model(config.path), config.revision)
+        plan(parameters, draft, host.inspect(), private_directory=directory)
+        whole = await fetch(model_id, parameters, env, forward, stopping, config_only=False)
+        if whole is None:
+            return None
+        model = _local_model(model_id, whole.path, parameters, whole.revision)
+    return plan(parameters, model, host.inspect(), private_directory=directory)
+
+
+def _local_model(model_id: str, path: str, parameters: Parameters, revision: str | None = None) -> Model:
+    """Facts of a model on disk, its weights looked at where the backend needs them."""
+    facts = read_model(path)
+    check_supported(facts, trust_remote_code=parameters.switch("trust_remote_code"))
+    fake = parameters.text("backend") == "fake"
+    weights = None if fake else check_weights(path).total_bytes
+    return Model(model_id, str(Path(path).resolve()), facts, revision, weights)
+
+
+def _demo_path() -> str:
+    """The demo model beside the installed package, found without importing anything heavy."""
+    spec = importlib.util.find_spec("neuron_server")
+    if spec is None or spec.origin is None:
+        raise ModelError("the package neuron_server is not installed", rule="model_missing")
+    return str(Path(spec.origin).parent / "demo_model")
+
+
+def _forward_to(output: Output, *, json_output: bool) -> Forward:
+    """Children's lines as they are; with ``--json-output``, what is not JSON is wrapped into it."""
+
+    def forward(name: str, line: bytes) -> None:
+        text = line.strip()
+        if json_output and text and not text.startswith(b"{"):
+            entry = {"level": "INFO", "message": line.decode(errors="replace").rstrip("\n"), "target": name}
+            line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        output.write_bytes(line)
+
+    return forward
+
+
+def _fail(rule: str, line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.exit(exit_code(rule))

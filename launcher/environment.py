@@ -1,0 +1,70 @@
+"""The environment that the programs get, and what ``--env`` says about the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+from launcher.flags import FLAGS
+from launcher.parameters import Parameters
+from neuron_server.lifeline import PARENT_PID_VARIABLE
+
+_PACKAGES = (
+    *("neuronx-tgi", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "grpcio"),
+    *("optimum-neuron", "torch-neuronx", "neuronx-cc", "libneuronxla"),
+)
+_NEURON_LS_S = 10.0
+
+
+def child_environment(parameters: Parameters, environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` for a program: our process id, the hub settings, and no secret that it does not need."""
+    secrets = {flag.variable for flag in FLAGS if flag.secret}
+    env = {name: value for name, value in environ.items() if name not in secrets}
+    env[PARENT_PID_VARIABLE] = str(os.getpid())
+    # A pipe makes Python buffer its output, and the last words of a crash would be lost in it.
+    env["PYTHONUNBUFFERED"] = "1"
+    env.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if token := environ.get("HF_API_TOKEN"):
+        env["HF_TOKEN"] = token
+    if cache := parameters.text("huggingface_hub_cache"):
+        # The newer name wins in huggingface_hub, so a flag must set it too.
+        env.update(HUGGINGFACE_HUB_CACHE=cache, HF_HUB_CACHE=cache)
+    return env
+
+
+def runtime_environment() -> str:
+    """The message of ``--env``; its first line is the one that issue reports are known by."""
+    lines = [
+        "Runtime environment:",
+        f"Target: {platform.machine()}-{platform.system().lower()}",
+        f"Python version: {platform.python_version()}",
+        *(f"{name}: {_version(name)}" for name in _PACKAGES),
+        f"Docker label: {os.environ.get('DOCKER_LABEL', 'N/A')}",
+        "neuron-ls:",
+        _neuron_ls(),
+    ]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "N/A"
+
+
+def _neuron_ls() -> str:
+    tool = shutil.which("neuron-ls") or shutil.which("neuron-ls", path="/opt/aws/neuron/bin")
+    if tool is None:
+        return "N/A"
+    try:
+        done = subprocess.run(  # noqa: S603 the vendor's tool, without arguments
+            [tool], capture_output=True, text=True, timeout=_NEURON_LS_S, check=False, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"N/A ({error})"
+    return "\n".join("    " + line for line in (done.stdout or done.stderr).splitlines()) or "N/A"

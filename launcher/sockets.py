@@ -1,0 +1,113 @@
+"""Where the generators' unix sockets and the router's port are, and whether they are free."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from secrets import token_hex
+
+from launcher.host import port_holder
+from launcher.plan import LaunchPlan
+from neuron_server.errors import ConfigError
+
+
+def private_directory_name() -> str:
+    """A name nobody else uses, short enough for a unix socket inside; nothing is created."""
+    name = f"neuronx-tgi-{os.getpid()}-{token_hex(4)}"
+    path = os.path.join(tempfile.gettempdir(), name)
+    return path if len(path) < 80 else os.path.join("/tmp", name)  # noqa: S108 created with mode 0700
+
+
+@contextmanager
+def socket_places(plan: LaunchPlan) -> Iterator[None]:
+    """Make the private directory, or check the places that the user named; remove everything at the end.
+
+    Raises ``ConfigError`` (rule ``socket``).
+    """
+    sockets = tuple(generator.uds_path for generator in plan.generators)
+    if plan.socket_directory is not None:
+        os.mkdir(plan.socket_directory, mode=0o700)
+    else:
+        for path in sockets:
+            clear_stale(path, plan.socket_flag)
+    try:
+        yield
+    finally:
+        for path in sockets:
+            with suppress(OSError):
+                os.unlink(path)
+        if plan.socket_directory is not None:
+            with suppress(OSError):
+                os.rmdir(plan.socket_directory)
+
+
+def clear_stale(path: str, flag: str) -> None:
+    """Remove a socket nobody answers on; raise ``ConfigError`` when somebody does, or it is no socket."""
+
+    def wrong(what: str) -> ConfigError:
+        return ConfigError(f"{flag} places a generator's socket at {path}, but {what}", rule="socket")
+
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):
+            raise wrong("its directory does not exist or cannot be written to") from None
+        return
+    except OSError as error:
+        raise wrong(f"it cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISSOCK(mode):
+        raise wrong("a file that is not a socket is there: remove it, or choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so somebody listens
+        except OSError as error:
+            raise wrong(f"it cannot be used: {error.strerror}") from error
+    raise wrong("another server answers there: stop it, or choose another path")
+
+
+def free_port(hostname: str, port: int, flag: str) -> int:
+    """``port`` if it can be listened on, or a free one for 0; ``flag`` says where the port came from.
+
+    Raises ``ConfigError``: rule ``port_in_use``, or ``address`` when the address itself cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((hostname, port))
+            # Two sockets may share an address until one of them listens.
+            probe.listen(1)
+        except OSError as error:
+            raise _cannot_listen(hostname, port, flag, error) from error
+        return int(probe.getsockname()[1])
+
+
+def _cannot_listen(hostname: str, port: int, flag: str, error: OSError) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        holder = port_holder(port) or "another process"
+        return ConfigError(
+            f"{flag}, but {holder} listens there already: stop it, or choose another --port",
+            rule="port_in_use",
+        )
+    if error.errno == errno.EACCES:
+        return ConfigError(
+            f"{flag}, but this user may not listen on it: choose a --port from 1024 on", rule="address"
+        )
+    return ConfigError(
+        f"--hostname is {hostname}, but this machine cannot listen there ({error.strerror}): "
+        "choose one of its own addresses, or 0.0.0.0",
+        rule="address",
+    )

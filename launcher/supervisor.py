@@ -1,0 +1,227 @@
+"""Starts the programs, watches them, and stops them in order.
+
+The router starts first, so that ``/health`` answers ``loading`` from the first second, and stops first, so
+that it can drain into generators that still live. A generator that dies is restarted: the router resubmits
+what it was doing. Whatever happens, nothing that was started outlives ``run``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from launcher.child import Child, Forward, stop
+from launcher.exit_codes import LaunchError
+from launcher.health import ask, url
+from launcher.janitor import Janitor
+from launcher.plan import LaunchPlan
+from launcher.sockets import clear_stale, free_port, socket_places
+from launcher.stopping import Stopping
+from neuron_server.config import RouterConfig, secret_env, to_argv
+from neuron_server.lifeline import ExitCode
+
+log = logging.getLogger("text_generation_launcher")
+
+RESTART_WINDOW_S = 300.0
+#: After the router's own limit for draining, before it is killed.
+_ROUTER_MARGIN_S = 3.0
+#: A generator has nothing to finish once the router is gone.
+_GENERATOR_GRACE_S = 5.0
+_PROBE_S = 0.1
+_WAITING_LOG_S = 10.0
+#: The router's exit status when its port was taken between our look and its own.
+_ROUTER_PORT_IN_USE = 6
+_START_FAILURES: Mapping[int, str] = {ExitCode.MODEL: "model", ExitCode.DEVICE: "device_failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The command lines that the configs are appended to."""
+
+    generator: Sequence[str] = (sys.executable, "-m", "neuron_server.serve_generator")
+    router: Sequence[str] = (sys.executable, "-m", "neuron_server.serve_router")
+
+
+class Supervisor:
+    """One run of one plan. ``run`` returns after an orderly stop and raises for anything else."""
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        env: Mapping[str, str],
+        forward: Forward,
+        stopping: Stopping,
+        programs: Programs | None = None,
+    ) -> None:
+        self._plan = plan
+        self._env = env
+        self._forward = forward
+        self._stopping = stopping
+        self._programs = programs or Programs()
+        self._router: Child | None = None
+        self._generators: dict[int, Child] = {}
+        self._started_at: dict[int, float] = {}
+        self._was_ready = False
+        self._restarts: deque[float] = deque()
+
+    async def run(self) -> None:
+        """Serve until asked to stop.
+
+        Raises ``ConfigError`` (port or socket cannot be used) and ``LaunchError`` (a program failed).
+        """
+        row = next(row for row in self._plan.rows if row.name == "port")
+        router = self._plan.router
+        flag = f"--port is {router.port} ({row.source.value})"
+        router = replace(router, port=free_port(router.hostname, router.port, flag))
+        with socket_places(self._plan):
+            sockets = [generator.uds_path for generator in self._plan.generators]
+            janitor = Janitor(self._plan.socket_directory, sockets)
+            try:
+                await self._start_router(router, janitor)
+                for rank in range(len(self._plan.generators)):
+                    await self._start_generator(rank, janitor)
+                await self._watch(router, janitor)
+            finally:
+                await self._stop_all(janitor)
+                janitor.close()
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    async def _start_router(self, router: RouterConfig, janitor: Janitor) -> None:
+        log.info("Starting Webserver")
+        env = {**self._env, **secret_env(router)}
+        argv = [*self._programs.router, *to_argv(router)]
+        self._router = await Child.start("webserver", argv, env, self._forward)
+        janitor.watch(self._router.pid)
+
+    async def _start_generator(self, rank: int, janitor: Janitor) -> None:
+        config = self._plan.generators[rank]
+        clear_stale(config.uds_path, self._plan.socket_flag)
+        log.info("Starting shard %d", rank)
+        self._started_at[rank] = time.monotonic()
+        argv = [*self._programs.generator, *to_argv(config)]
+        child = await Child.start(f"shard {rank}", argv, self._env, self._forward)
+        self._generators[rank] = child
+        janitor.watch(child.pid)
+
+    # -- watching --------------------------------------------------------------------------------------------
+
+    async def _watch(self, router: RouterConfig, janitor: Janitor) -> None:
+        """Until asked to stop; restarts generators, and raises ``LaunchError`` when that is no use."""
+        asked = asyncio.create_task(self._stopping.requested.wait())
+        ready = asyncio.create_task(self._until_ready(router))
+        try:
+            while True:
+                ends = [child.ended for child in (self._router, *self._generators.values()) if child]
+                waits = {asked, *ends} | ({ready} if not ready.done() else set())
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if asked.done():
+                    return
+                if ready.done():
+                    ready.result()
+                if self._router is not None and not self._router.alive:
+                    raise self._router_failed(self._router)
+                for rank, child in self._generators.items():
+                    if not child.alive:
+                        ready.cancel()
+                        await self._restart(rank, child, janitor)
+                        ready = asyncio.create_task(self._until_ready(router))
+        finally:
+            asked.cancel()
+            ready.cancel()
+
+    async def _until_ready(self, router: RouterConfig) -> None:
+        """Ask the router until every generator listens and it says ready; tell the log how it goes."""
+        said, said_at = "", time.monotonic()
+        while True:
+            health = await ask(router.hostname, router.port)
+            if health.ready and _all_exist(router.shard_uds_paths):
+                break
+            now = time.monotonic()
+            if (health.text and health.text != said) or now - said_at >= _WAITING_LOG_S:
+                said, said_at = health.text, now
+                log.info("Waiting for shard to be ready...%s", f" ({said})" if said else "")
+            await asyncio.sleep(_PROBE_S)
+        for started_at in self._started_at.values():
+            log.info("Shard ready in %.1fs", time.monotonic() - started_at)
+        self._started_at.clear()
+        if not self._was_ready:
+            self._was_ready = True
+            log.info("%s", _welcome(router, self._plan))
+
+    async def _restart(self, rank: int, child: Child, janitor: Janitor) -> None:
+        janitor.forget(child.pid)
+        how = child.how_it_ended()
+        words = f"; its last words:\n{child.last_words}" if child.last_words else ", without a word"
+        if not self._was_ready:
+            log.error("Shard %d failed to start: it %s%s", rank, how, words)
+            rule = _START_FAILURES.get(child.ended.result(), "generator_start")
+            raise LaunchError(f"shard {rank} {how}", rule=rule, kind="ShardCannotStart")
+        log.error("Shard %d crashed: it %s%s", rank, how, words)
+        now = time.monotonic()
+        while self._restarts and now - self._restarts[0] > RESTART_WINDOW_S:
+            self._restarts.popleft()
+        most = self._plan.max_restarts
+        if len(self._restarts) >= most:
+            raise LaunchError(
+                f"shard {rank} {how}, and --max-restarts {most} are used up",
+                rule="generator_lost",
+                kind="ShardFailed",
+            )
+        self._restarts.append(now)
+        log.warning("Restarting shard %d (%d of --max-restarts %d)", rank, len(self._restarts), most)
+        await self._start_generator(rank, janitor)
+
+    def _router_failed(self, router: Child) -> LaunchError:
+        how = router.how_it_ended()
+        words = f"; its last words:\n{router.last_words}" if router.last_words else ", without a word"
+        log.error("Webserver Crashed: it %s%s", how, words)
+        rule = "port_in_use" if router.ended.result() == _ROUTER_PORT_IN_USE else "router_failed"
+        return LaunchError(f"the router {how}", rule=rule, kind="WebserverFailed")
+
+    # -- stopping --------------------------------------------------------------------------------------------
+
+    async def _stop_all(self, janitor: Janitor) -> None:
+        """The router first, with the time to drain if this is an orderly stop; then the generators."""
+        if self._router is not None:
+            orderly = self._stopping.requested.is_set()
+            drain_s = self._plan.router.graceful_termination_timeout + _ROUTER_MARGIN_S
+            await self._stop_one(self._router, drain_s if orderly else _GENERATOR_GRACE_S, janitor)
+        if any(child.alive for child in self._generators.values()):
+            log.info("Shutting down shards")
+        stops = (self._stop_one(child, _GENERATOR_GRACE_S, janitor) for child in self._generators.values())
+        await asyncio.gather(*stops)
+
+    async def _stop_one(self, child: Child, grace_s: float, janitor: Janitor) -> None:
+        if child.alive:
+            log.info("Terminating %s", child.name)
+            log.info("Waiting for %s to gracefully shutdown", child.name)
+            if await stop(child, grace_s, self._stopping.hurried):
+                log.info("%s terminated", child.name)
+            else:
+                log.warning(
+                    "%s did not stop within %.0f s or in a hurry: %s killed", child.name, grace_s, child.name
+                )
+        janitor.forget(child.pid)
+
+
+def _all_exist(paths: Sequence[str]) -> bool:
+    """Whether each generator listens: one that was just restarted has not made its socket anew."""
+    return all(os.path.exists(path) for path in paths)
+
+
+def _welcome(router: RouterConfig, plan: LaunchPlan) -> str:
+    """What a user wants to see: that it is ready, where it is, and something to paste."""
+    address = url(router.hostname, router.port)
+    key = " -H 'Authorization: Bearer <your api key>'" if router.api_key else ""
+    return (
+        f"Ready: {router.model_id} on {address} ({plan.shape.batch_size} slots of {plan.shape.max_length} "
+        f"tokens). Try:\n\n    curl -N {address}/generate_stream -H 'Content-Type: application/json'{key} "
+        '-d \'{"inputs":"A list is","parameters":{"max_new_tokens":40}}\'\n'
+    )
