@@ -55,6 +55,7 @@ _REASONS: Mapping[str, str] = {
         wav2vec2 whisper""",
     "has no KV cache in transformers, so each token would recompute the whole text": "openai-gpt reformer",
     "carries a segment memory instead of a KV cache": "transfo-xl",
+    "takes its local attention from the last column, which differs between the rows of a batch": "gpt_neo",
     "permutes its attention, so a left-to-right KV cache does not fit it": "xlnet",
     "works on byte patches whose lengths depend on the text, which no static shape holds": "blt",
 }

@@ -1,0 +1,54 @@
+"""The names of the backends, and how one is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Protocol
+
+from neuron_server.backend import Backend
+from neuron_server.config import GeneratorConfig
+from neuron_server.errors import ModelError
+
+#: name -> "module:class"; imported only when chosen, so that ``fake`` needs no torch.
+BACKENDS: Mapping[str, str] = {
+    "cpu": "neuron_server.backends.cpu:CpuBackend",
+    "fake": "neuron_server.backends.fake:FakeBackend",
+}
+
+_ABSENT: Mapping[str, str] = {
+    "neuron": "models compiled by optimum-neuron 0.2 and later (neuron_config.json)",
+    "neuron_legacy": "models compiled by optimum-neuron up to 0.1 (the neuron object in config.json)",
+}
+
+
+class _Loadable(Protocol):
+    @classmethod
+    def load(cls, config: GeneratorConfig) -> Backend: ...
+
+
+def load_backend(config: GeneratorConfig) -> Backend:
+    """Load the model and allocate its cache, in the calling thread, which must make all later calls too.
+
+    Nothing is warmed up. Raises ``ModelError`` (``backend_unavailable`` for a backend that this release does
+    not have; else what is wrong with the model) or ``ConfigError``.
+    """
+    if config.backend in _ABSENT:
+        raise ModelError(
+            f"the backend {config.backend!r}, for {_ABSENT[config.backend]}, is not in this release;"
+            f" available are {', '.join(BACKENDS)}",
+            rule="backend_unavailable",
+        )
+    if config.backend not in BACKENDS:
+        raise ModelError(
+            f"there is no backend {config.backend!r}; available are {', '.join(BACKENDS)}",
+            rule="backend_unavailable",
+        )
+    module, _, name = BACKENDS[config.backend].partition(":")
+    kind: type[_Loadable] = getattr(importlib.import_module(module), name)
+    backend: Backend = kind.load(config)
+    if config.simulated_clock is None:
+        return backend
+    from neuron_server.backends.simulated import SimulatedBackend, parse_clock
+
+    return SimulatedBackend(backend, parse_clock(config.simulated_clock))
