@@ -1,0 +1,267 @@
+"""The synchronous owner of all slots. It knows no threads, text or wire; ids go in, events come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+import numpy as np
+import numpy.typing as npt
+
+from neuron_server.backend import Backend, BackendInfo, DecodeRow, Output, PrefillRow
+from neuron_server.engine.sampling import sample
+from neuron_server.engine.slot import Key, Slot
+from neuron_server.errors import (
+    BackendError,
+    EmptyPromptError,
+    GenerationError,
+    NeuronTgiError,
+    PositionOverflowError,
+    PromptTooLongError,
+    TokenOutOfRangeError,
+    ValidationError,
+)
+from neuron_server.event import TokenEvent
+from neuron_server.request import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Joiner(Generic[Key]):
+    """A request that waits for a slot, since ``submitted_at`` on the engine's clock."""
+
+    key: Key
+    request: GenerationRequest
+    submitted_at: float
+
+
+@dataclass(slots=True)
+class Outcome(Generic[Key]):
+    """What one placement or one step made; a request in ``errors`` is over and holds nothing any more."""
+
+    tokens: list[tuple[Key, TokenEvent]] = field(default_factory=list)
+    errors: list[tuple[Key, NeuronTgiError]] = field(default_factory=list)
+
+
+class Engine(Generic[Key]):
+    """B slots on one backend.
+
+    A request that fails, fails alone: its error stands in an ``Outcome`` and its slot is free again.
+    ``DeviceFailedError``, and anything else that is not a ``BackendError``, is raised and leaves the engine
+    dead.
+    """
+
+    def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._slots: list[Slot[Key] | None] = [None] * backend.info.shape.batch_size
+        self._places: dict[Key, int] = {}
+        #: Seconds that running requests have stood still in prefills since the last decode.
+        self.stalled_s = 0.0
+        #: Decode steps since the last request joined.
+        self.steps_since_join = 0
+
+    @property
+    def info(self) -> BackendInfo:
+        """What is constant about the backend."""
+        return self._backend.info
+
+    @property
+    def running(self) -> int:
+        """Occupied slots."""
+        return len(self._places)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that ``place`` could fill now."""
+        return len(self._slots) - len(self._places)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise a typed error if the request can never run here. Needs no slot and touches no device."""
+        info, tokens = self.info, request.input_ids
+        if not tokens:
+            raise EmptyPromptError("input_ids is empty: a request needs at least one token")
+        if not 1 <= request.prompt_length <= len(tokens):
+            raise ValidationError(f"prompt_length must be 1 .. {len(tokens)}, got {request.prompt_length}")
+        if request.max_new_tokens < 1:
+            raise ValidationError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
+        if request.prompt_length > info.max_prompt_tokens:
+            raise PromptTooLongError(
+                f"the prompt has {request.prompt_length} tokens, a prefill takes {info.max_prompt_tokens}"
+            )
+        if len(tokens) + request.max_new_tokens > info.shape.max_length:
+            raise PositionOverflowError(
+                f"{len(tokens)} tokens and max_new_tokens {request.max_new_tokens} exceed the slot's "
+                f"{info.shape.max_length}"
+            )
+        if min(tokens) < 0 or max(tokens) >= info.vocab_size:
+            bad = next(token for token in tokens if not 0 <= token < info.vocab_size)
+            raise TokenOutOfRangeError(f"token {bad} is outside the vocabulary 0 .. {info.vocab_size - 1}")
+
+    def place(self, joiners: Sequence[Joiner[Key]]) -> Outcome[Key]:
+        """Give each joiner the lowest free slot and prefill it; first tokens come out at once.
+
+        The joiners have passed ``check``. *Insert*: one prefill per joiner; a one-token prompt takes its
+        slot now and enters through the next decode; a resumed request longer than the prefill graph enters
+        with as much as that takes and feeds the rest through decode steps. *Rebuild*: one prefill of all
+        joiners and all running requests. Raises ``ValueError`` for more joiners than free slots, or a key
+        that is running.
+        """
+        if len(joiners) > self.free_slots or any(joiner.key in self._places for joiner in joiners):
+            raise ValueError(f"{len(joiners)} joiners for {self.free_slots} free slots, or one runs already")
+        outcome: Outcome[Key] = Outcome()
+        if self.info.prefill_mode == "rebuild":
+            self._rebuild(joiners, outcome)
+        else:
+            for joiner in joiners:
+                self._insert(joiner, outcome)
+        return outcome
+
+    def step(self) -> Outcome[Key]:
+        """Decode all occupied slots once and choose their next tokens; nothing happens when all are free."""
+        outcome: Outcome[Key] = Outcome()
+        decoded, output = self._decode(outcome)
+        self.stalled_s = 0.0
+        self.steps_since_join += 1
+        if output is not None:
+            for _, slot in decoded:
+                slot.held += 1
+            self._choose(decoded, output.logits, outcome)
+        return outcome
+
+    def release(self, key: Key) -> None:
+        """Free what a request holds, without an event. Unknown keys are ignored."""
+        if key in self._places:
+            self._free([self._places[key]])
+
+    # -- placement -------------------------------------------------------------------------------------------
+
+    def _insert(self, joiner: Joiner[Key], outcome: Outcome[Key]) -> None:
+        index, slot = self._slots.index(None), self._slot(joiner)
+        first = slot.tokens[: self.info.max_prompt_tokens]
+        if (
+            len(first) == 1
+        ):  # a prefill would corrupt the other slots; the next decode starts it at position 0
+            if joiner.request.prompt_logprobs and self.info.can_score_prompt:
+                slot.prompt_logprobs = (None,)
+            self._occupy(index, slot)
+            return
+        try:
+            output = self._prefill([PrefillRow(index, first, self._scored(slot))])
+        except BackendError as error:
+            outcome.errors.append((slot.key, error))
+            return
+        slot.held = len(first)
+        self._occupy(index, slot)
+        self._note_prompt_logprobs([(index, slot)], output.prompt_logprobs)
+        self._choose([(index, slot)], output.logits, outcome)
+
+    def _rebuild(self, joiners: Sequence[Joiner[Key]], outcome: Outcome[Key]) -> None:
+        free = (index for index, slot in enumerate(self._slots) if slot is None)
+        joined = [(next(free), self._slot(joiner)) for joiner in joiners]
+        running = [PrefillRow(i, slot.tokens[: slot.held]) for i, slot in self._occupied()]
+        rows = [PrefillRow(i, slot.tokens, self._scored(slot)) for i, slot in joined]
+        try:
+            output = self._prefill(running + rows)
+        except BackendError as error:  # refused before device work: nothing has changed
+            if len(joiners) == 1:
+                outcome.errors.append((joiners[0].key, error))
+                return
+            for joiner in joiners:  # find out whose fault it is
+                self._rebuild([joiner], outcome)
+            return
+        for index, slot in joined:
+            slot.held = len(slot.tokens)
+            self._occupy(index, slot)
+        self._note_prompt_logprobs(joined, output.prompt_logprobs[len(running) :])
+        self._choose(joined, output.logits[len(running) :], outcome)
+
+    def _slot(self, joiner: Joiner[Key]) -> Slot[Key]:
+        return Slot(joiner.key, joiner.request, queue_s=max(0.0, self._clock() - joiner.submitted_at))
+
+    def _occupy(self, index: int, slot: Slot[Key]) -> None:
+        self._slots[index] = slot
+        self._places[slot.key] = index
+        self.steps_since_join = 0
+
+    def _scored(self, slot: Slot[Key]) -> bool:
+        return slot.request.prompt_logprobs and self.info.can_score_prompt
+
+    def _prefill(self, rows: Sequence[PrefillRow]) -> Output:
+        somebody_waits = bool(self._places)
+        start = self._clock()
+        output = self._backend.prefill(rows)
+        if somebody_waits:
+            self.stalled_s += self._clock() - start
+        return output
+
+    def _note_prompt_logprobs(
+        self, joined: Sequence[tuple[int, Slot[Key]]], scores: Sequence[npt.NDArray[np.float32] | None]
+    ) -> None:
+        for (_, slot), row in zip(joined, scores, strict=False):  # a backend may score nothing at all
+            if self._scored(slot) and row is not None:
+                slot.prompt_logprobs = (None, *row.tolist())[: slot.request.prompt_length]
+
+    # -- decode ----------------------------------------------------------------------------------------------
+
+    def _occupied(self) -> list[tuple[int, Slot[Key]]]:
+        return [(index, slot) for index, slot in enumerate(self._slots) if slot is not None]
+
+    def _decode(self, outcome: Outcome[Key]) -> tuple[list[tuple[int, Slot[Key]]], Output | None]:
+        """All live slots and the newcomers at position 0, and their output; ``None`` when there are none."""
+        newcomers = [index for index, slot in self._occupied() if not slot.live]
+        while True:
+            rows = [(i, slot) for i, slot in self._occupied() if slot.live or i in newcomers]
+            if not rows:
+                return [], None
+            try:
+                decode_rows = [DecodeRow(i, slot.tokens[slot.held], slot.held) for i, slot in rows]
+                return rows, self._backend.decode(decode_rows)
+            except BackendError as error:  # refused before device work: nothing has changed
+                if len(newcomers) > 1:
+                    newcomers = newcomers[:1]  # the others take their turn in the next steps
+                elif newcomers:
+                    self._fail([self._slots[newcomers.pop()]], error, outcome)
+                else:  # live rows cannot be left out, so none of them can go on
+                    self._fail([slot for _, slot in rows], GenerationError(str(error)), outcome)
+
+    def _choose(
+        self,
+        rows: Sequence[tuple[int, Slot[Key]]],
+        logits: npt.NDArray[np.float32],
+        outcome: Outcome[Key],
+    ) -> None:
+        """Sample the rows that are due from their logits (n, V) and free those that end."""
+        due = [i for i, (_, slot) in enumerate(rows) if slot.due]
+        if not due:
+            return
+        picked = logits if len(due) == len(rows) else logits[due]  # (d, V)
+        slots = [rows[i][1] for i in due]
+        ended: list[int] = []
+        for slot, choice in zip(slots, sample(picked, [slot.sample_row() for slot in slots]), strict=True):
+            if choice is None:
+                error = GenerationError("the logits of this request are not finite")
+                outcome.errors.append((slot.key, error))
+            else:
+                event = slot.accept(choice)
+                outcome.tokens.append((slot.key, event))
+            if choice is None or event.finish is not None:
+                ended.append(self._places[slot.key])
+        self._free(ended)
+
+    def _fail(self, slots: Sequence[Slot[Key] | None], error: NeuronTgiError, outcome: Outcome[Key]) -> None:
+        keys = [slot.key for slot in slots if slot is not None]
+        outcome.errors.extend((key, error) for key in keys)
+        self._free([self._places[key] for key in keys])
+
+    def _free(self, indices: Sequence[int]) -> None:
+        live: list[int] = []
+        for index in indices:
+            slot = self._slots[index]
+            if slot is not None:
+                live += [index] if slot.live else []
+                del self._places[slot.key]
+                self._slots[index] = None
+        if live:
+            self._backend.release(live)
