@@ -33,14 +33,6 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Generator"].full_name
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # a prompt has no length the transport should know
     ("grpc.max_send_message_length", -1),
-    # A router that stands still (SIGSTOP, a frozen container) holds slots; gRPC's own threads answer these
-    # pings, so a router that is only busy is never mistaken for one.
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.http2.max_ping_strikes", 0),
 )
 
 

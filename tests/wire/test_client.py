@@ -410,14 +410,14 @@ async def test_a_killed_generator_loses_every_stream_at_once_and_its_restart_is_
 
 async def test_a_generator_that_stands_still_is_lost_when_health_stays_unanswered(uds_path, process, closing):
     child = await process()
-    client = quick_client(uds_path, health_timeout_s=0.1, unresponsive_s=0.3)
+    client = quick_client(uds_path, health_timeout_s=0.1, patience=3)
     await client.start()
     closing.push_async_callback(client.close)
     await client.wait_ready()
     stream = client.stream(REQUEST)
     await anext(stream)
     os.kill(child.pid, signal.SIGSTOP)
-    with pytest.raises(GeneratorLostError, match=r"no answer to a health check for 0\.1 s"):
+    with pytest.raises(GeneratorLostError, match=r"no answer to a health check for 0\.1 s, 3 times in a row"):
         async for _ in stream:
             pass
     assert client.status.phase is Phase.LOADING
