@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuron_server.backend import Backend, BackendInfo, DecodeRow, Output, PrefillRow
-from neuron_server.engine.sampling import sample
+from neuron_server.engine.sampling import check_params, sample
 from neuron_server.engine.slot import Key, Slot
 from neuron_server.errors import (
     BackendError,
@@ -95,6 +95,7 @@ class Engine(Generic[Key]):
                 f"{len(tokens)} tokens and max_new_tokens {request.max_new_tokens} exceed the slot's "
                 f"{info.shape.max_length}"
             )
+        check_params(request.sampling)
         if min(tokens) < 0 or max(tokens) >= info.vocab_size:
             bad = next(token for token in tokens if not 0 <= token < info.vocab_size)
             raise TokenOutOfRangeError(f"token {bad} is outside the vocabulary 0 .. {info.vocab_size - 1}")
