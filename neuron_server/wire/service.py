@@ -6,14 +6,14 @@ import asyncio
 import logging
 import os
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from neuron_server.errors import NeuronTgiError, ValidationError
+from neuron_server.errors import ConfigError, NeuronTgiError, ValidationError
 from neuron_server.session import SessionSource, Step
 from neuron_server.wire import submission
 from neuron_server.wire.codec import (
@@ -42,19 +42,25 @@ def target(uds_path: str) -> str:
 
 
 @asynccontextmanager
-async def serving(source: SessionSource, uds_path: str, *, grace_s: float = 1.0) -> AsyncIterator[None]:
+async def serving(
+    source: SessionSource, uds_path: str, *, grace_s: float = 1.0
+) -> AsyncIterator[Callable[[float], Awaitable[None]]]:
     """Serve ``source`` on ``uds_path``; at the end, calls get ``grace_s`` seconds to send what they have.
 
-    Only the owner of the socket may use it afterwards (mode 600). Raises ``RuntimeError`` when gRPC cannot
-    bind; a socket file that is in the way is replaced, so the caller makes sure that nobody serves on it.
+    Yields a function that ends all calls earlier, after so many seconds. Only the owner of the socket may use
+    it (mode 600). Raises ``ConfigError`` when it cannot be made; a socket that is there is replaced, so the
+    caller makes sure that nobody serves on it.
     """
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((GeneratorService(source).handler(),))
-    server.add_insecure_port(target(uds_path))
+    try:
+        server.add_insecure_port(target(uds_path))
+    except RuntimeError as error:
+        raise ConfigError(f"cannot serve on the socket {uds_path}: {error}") from error
     os.chmod(uds_path, 0o600)
     await server.start()
     try:
-        yield
+        yield server.stop
     finally:
         await server.stop(grace_s)
 

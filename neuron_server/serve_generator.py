@@ -1,0 +1,162 @@
+"""The generator: one model on one static batch, served over gRPC on a unix socket.
+
+Started by the launcher, or by hand: ``python -m neuron_server.serve_generator --help``. ``Health`` answers
+from the first moment, also while the model loads. How it ends is its exit code: ``lifeline.ExitCode``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from neuron_server import logs
+from neuron_server.backends import load_backend
+from neuron_server.config import GeneratorConfig, from_argv
+from neuron_server.engine.loop import EngineLoop
+from neuron_server.engine.schedule import Policy
+from neuron_server.errors import ConfigError, DeviceFailedError, ModelError, NeuronTgiError
+from neuron_server.lifeline import ExitCode, die_with_parent
+from neuron_server.wire.service import serving
+
+log = logging.getLogger("neuron_server.serve_generator")  # not "__main__"
+
+#: The compute thread gets so long to end; a load or a long prefill is left behind after it.
+STOP_S = 2.0
+
+#: sockaddr_un on Linux and macOS, less the closing zero.
+_LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Serve until SIGTERM or SIGINT (exit code 0), or until the model or the device fails."""
+    die_with_parent()
+    config = from_argv(
+        GeneratorConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="python -m neuron_server.serve_generator",
+        description="One model on one static batch, over gRPC on a unix socket.",
+    )
+    logs.setup(json_output=config.json_output)
+    code = asyncio.run(serve(config))
+    logging.shutdown()
+    # Not sys.exit: the compute thread may be deep in a load or a prefill, and nothing is left to clean up.
+    os._exit(code)
+
+
+async def serve(config: GeneratorConfig) -> ExitCode:
+    """Serve one model until a signal or a failure; what was the matter is logged."""
+    try:
+        clear_socket(config.uds_path)
+        failure = await _serve_until_the_end(config)
+    except ConfigError as error:
+        failure = error
+    if failure is None:
+        return ExitCode.OK
+    if isinstance(failure, NeuronTgiError):
+        log.error("%s", failure)
+    else:
+        log.error("the generator failed", exc_info=failure)
+    return exit_code(failure)
+
+
+async def _serve_until_the_end(config: GeneratorConfig) -> BaseException | None:
+    """What ended it; ``None`` for a signal."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def end(failure: BaseException | None) -> None:
+        if not ended.done():
+            ended.set_result(failure)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, None)
+    engine = EngineLoop(lambda: load_backend(config), _policy(config), on_fatal=end)
+    async with serving(engine, config.uds_path) as stop_calls:
+        engine.start()
+        announcing = asyncio.create_task(_announce(engine))
+        failure = await ended
+        announcing.cancel()
+        if failure is None:
+            await stop_calls(0.0)  # a router finds its requests lost, and resumes them elsewhere
+        await engine.close(STOP_S)
+    return failure
+
+
+def _policy(config: GeneratorConfig) -> Policy:
+    return Policy(
+        max_batch_prefill_tokens=config.max_batch_prefill_tokens,
+        waiting_served_ratio=config.waiting_served_ratio,
+        max_waiting_tokens=config.max_waiting_tokens,
+        max_prefill_stall_s=config.max_prefill_stall,
+    )
+
+
+async def _announce(engine: EngineLoop) -> None:
+    try:
+        await engine.ready()
+    except BaseException:  # noqa: BLE001 whatever it is, on_fatal gets it too
+        return
+    info = engine.info
+    log.info("ready: %s slots on %s, %s, %s", info.shape, info.device, info.dtype, info.prefill_mode)
+
+
+def exit_code(failure: BaseException) -> ExitCode:
+    """What the launcher is told."""
+    if isinstance(failure, ConfigError):
+        return ExitCode.USAGE
+    if isinstance(failure, ModelError):
+        return ExitCode.MODEL
+    if isinstance(failure, DeviceFailedError):
+        return ExitCode.DEVICE
+    return ExitCode.INTERNAL
+
+
+def clear_socket(uds_path: str) -> None:
+    """Remove the socket a dead generator left behind.
+
+    Raises ``ConfigError`` when somebody answers on it, when it is no socket, or when none can be made there.
+    """
+    length = len(os.fsencode(uds_path))
+    if length > _LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"--uds-path {uds_path} has {length} bytes; a socket path has at most {_LONGEST_SOCKET_PATH}"
+        )
+    path = Path(uds_path)
+    if not path.parent.is_dir():
+        raise ConfigError(f"--uds-path {uds_path}: the directory {path.parent} does not exist")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"--uds-path {uds_path} is there already and is no socket; name another path")
+    if _somebody_answers(uds_path):
+        raise ConfigError(
+            f"--uds-path {uds_path}: another generator serves there; stop it or name another path"
+        )
+    log.info("removing the stale socket %s", uds_path)
+    path.unlink(missing_ok=True)
+
+
+def _somebody_answers(uds_path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(uds_path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # a full queue, or a server of another user: somebody is there
+            return True
+    return True
+
+
+if __name__ == "__main__":
+    main()
