@@ -73,8 +73,8 @@ class CpuBackend:
         check_supported(facts, trust_remote_code=config.trust_remote_code)
         if facts.max_positions is not None and config.max_length > facts.max_positions:
             raise ModelError(
-                f"max_length {config.max_length} exceeds the {facts.max_positions} positions of the model",
-                rule="unsupported_model",
+                f"--max-length {config.max_length} exceeds the {facts.max_positions} positions of the model",
+                rule="max_positions",
             )
         check_weights(config.model_path)
         lm = load_causal_lm(config.model_path, config.dtype, trust_remote_code=config.trust_remote_code)

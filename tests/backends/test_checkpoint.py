@@ -1,0 +1,252 @@
+"""Finding and fetching models, against a tiny hub on localhost that speaks the two routes needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, file_download
+
+from neuron_server import download_weights
+from neuron_server.backends.checkpoint import find
+from neuron_server.errors import ModelError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = {
+    "config.json": b'{"model_type": "gpt2", "vocab_size": 8}',
+    "tokenizer.json": b"{}",
+    "README.md": b"#",
+}
+INDEX = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+SHARDS = {
+    "model.safetensors.index.json": json.dumps(INDEX).encode(),
+    "model-1.safetensors": b"1",
+    "model-2.safetensors": b"22",
+}
+
+
+@dataclass
+class Hub:
+    """Repositories by id, what each shall fail with, and the files that were fetched."""
+
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    failures: dict[str, tuple[int, str]] = field(default_factory=dict)
+    fetched: list[str] = field(default_factory=list)
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        api = re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path)
+        file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
+        match = api or file
+        if match is None:
+            return 404, {}, b""
+        model_id, revision = match[1], match[2] or "main"
+        if model_id in self.failures:
+            status, code = self.failures[model_id]
+            return status, {"X-Error-Code": code}, b""
+        if model_id not in self.repositories:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b""
+        if revision not in ("main", "v1", COMMIT):
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+        files = self.repositories[model_id]
+        if api:
+            siblings = [{"rfilename": name} for name in files]
+            return 200, {}, json.dumps({"id": model_id, "sha": COMMIT, "siblings": siblings}).encode()
+        if match[3] not in files:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+        self.fetched.append(match[3])
+        body = files[match[3]]
+        return 200, {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}, body
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    hub = Hub({"org/model": {**CONFIG, "model.safetensors": b"weights", "pytorch_model.bin": b"pickle"}})
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, body = hub.answer(self.path.partition("?")[0])
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 http.server's name
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    point_at(f"http://127.0.0.1:{server.server_address[1]}", tmp_path, monkeypatch)
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def point_at(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT and HF_HUB_CACHE do when the client is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def refused(call: Callable[[], object]) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        call()
+    return caught.value
+
+
+def test_a_local_directory_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("http://127.0.0.1:1", tmp_path, monkeypatch)
+    found = find(str(tmp_path))
+    assert (found.path, found.revision) == (tmp_path, None)
+
+
+def test_the_config_comes_without_weights_and_the_weights_without_pickles(hub: Hub) -> None:
+    found = find("org/model", config_only=True)
+    assert sorted(p.name for p in found.path.iterdir()) == ["config.json", "tokenizer.json"]
+    assert found.revision == COMMIT
+    assert find("org/model") == found
+    assert sorted(p.name for p in found.path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert (found.path / "model.safetensors").read_bytes() == b"weights"
+    assert "pytorch_model.bin" not in hub.fetched
+
+
+def test_what_is_in_the_cache_is_not_fetched_again_even_without_a_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find("org/model")
+    hub.fetched.clear()
+    assert find("org/model") == found
+    assert hub.fetched == []
+    point_at("http://127.0.0.1:1", tmp_path, monkeypatch)
+    assert find("org/model") == found
+
+
+def test_exactly_the_shards_of_the_index_are_fetched(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    hub.repositories["org/big"] = {**CONFIG, **SHARDS, "consolidated.safetensors": b"the same again"}
+    with caplog.at_level(logging.INFO):
+        found = find("org/big", "v1")
+    names = {p.name for p in found.path.glob("*.safetensors")}
+    assert names == {"model-1.safetensors", "model-2.safetensors"}
+    assert "(2 of 2)" in caplog.text
+
+
+def test_code_is_fetched_only_for_those_who_trust_it(hub: Hub) -> None:
+    hub.repositories["org/code"] = {**CONFIG, "modeling.py": b"x = 1", "model.safetensors": b"w"}
+    assert not (find("org/code").path / "modeling.py").exists()
+    assert (find("org/code", trust_remote_code=True).path / "modeling.py").exists()
+
+
+def test_an_unknown_model_and_an_unknown_revision_are_named(hub: Hub) -> None:
+    error = refused(lambda: find("org/nothing"))
+    assert error.rule == "model_missing"
+    assert "'org/nothing' is not on the hub" in str(error)
+    error = refused(lambda: find("org/model", "v9"))
+    assert error.rule == "model_missing"
+    assert "'org/model' at revision 'v9'" in str(error)
+
+
+def test_a_gated_model_says_what_to_do(hub: Hub) -> None:
+    hub.failures["org/gated"] = (403, "GatedRepo")
+    error = refused(lambda: find("org/gated"))
+    assert error.rule == "download_failed"
+    assert "gated" in str(error)
+    assert "HF_TOKEN" in str(error)
+
+
+def test_a_failing_hub_is_named_with_its_status(hub: Hub) -> None:
+    hub.failures["org/model"] = (500, "")
+    error = refused(lambda: find("org/model"))
+    assert error.rule == "download_failed"
+    assert "500" in str(error)
+
+
+def test_an_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("http://127.0.0.1:1", tmp_path, monkeypatch)
+    error = refused(lambda: find("org/model"))
+    assert error.rule == "download_failed"
+    assert "cannot be reached" in str(error)
+
+
+def test_offline_mode_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    from huggingface_hub.utils import reset_sessions
+
+    reset_sessions()
+    try:
+        error = refused(lambda: find("org/model"))
+    finally:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        reset_sessions()
+    assert error.rule == "download_failed"
+    assert "HF_HUB_OFFLINE" in str(error)
+
+
+def test_a_model_of_pickles_only_is_refused_with_the_reason(hub: Hub) -> None:
+    hub.repositories["org/old"] = {**CONFIG, "pytorch_model.bin": b"pickle"}
+    error = refused(lambda: find("org/old"))
+    assert error.rule == "weights_missing"
+    assert "pytorch_model.bin" in str(error)
+    assert "convert" in str(error)
+    assert "pytorch_model.bin" not in hub.fetched
+
+
+def test_a_repository_without_a_config_is_refused(hub: Hub) -> None:
+    hub.repositories["org/empty"] = {"README.md": b"#"}
+    error = refused(lambda: find("org/empty"))
+    assert error.rule == "model_missing"
+    assert "config.json" in str(error)
+
+
+def test_a_name_that_is_no_id_is_refused_without_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_at("http://127.0.0.1:1", tmp_path, monkeypatch)
+    error = refused(lambda: find("/no/such/directory"))
+    assert error.rule == "model_missing"
+    assert "neither a directory nor a hub id" in str(error)
+
+
+@pytest.mark.parametrize("index", [b"{", b"[]", b"{}", b'{"weight_map": {"a": "weights.bin"}}'])
+def test_an_index_that_cannot_be_followed_is_refused(hub: Hub, index: bytes) -> None:
+    hub.repositories["org/index"] = {**CONFIG, "model.safetensors.index.json": index}
+    assert refused(lambda: find("org/index")).rule == "weights_corrupt"
+
+
+def test_the_program_prints_the_path_and_the_commit_last(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert download_weights.main(["org/model", "--config-only"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["revision"] == COMMIT
+    assert sorted(last) == ["path", "revision"]
+    assert (Path(last["path"]) / "config.json").is_file()
+    assert not (Path(last["path"]) / "model.safetensors").exists()
+
+
+def test_the_program_fails_with_the_reason_last(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert download_weights.main(["org/nothing", "--json-output"]) == 1
+    captured = capsys.readouterr()
+    assert "org/nothing" in captured.err.splitlines()[-1]
+    assert '"path"' not in captured.out
