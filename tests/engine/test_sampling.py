@@ -50,6 +50,14 @@ def test_the_same_alone_and_among_fifteen_neighbours() -> None:
         assert shuffled == [together[i] for i in order]
 
 
+@pytest.mark.parametrize("vocab", [3, 50, 1000, 70_000])
+def test_greedy_rows_are_the_same_alone_and_together(vocab: int) -> None:
+    logits = logits_of(8, 16, vocab)
+    rows = [SampleRow(SamplingParams(top_n_tokens=2 if i == 5 else 0), 0) for i in range(16)]
+    together = sample(logits.copy(), rows)
+    assert together == [sample(logits[i : i + 1].copy(), [rows[i]])[0] for i in range(16)]
+
+
 def test_greedy_is_the_argmax_with_its_log_softmax() -> None:
     logits = logits_of(1, 16)
     logits[3, 77] = logits[3, 500] = 30.0  # a tie: the lowest id
