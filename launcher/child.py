@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 Forward = Callable[[str, bytes], None]
 """Takes the child's name and a line, its newline included."""
 
-_CHUNK_BYTES = 64 * 1024
 #: A longer line is passed on in pieces.
 _LINE_BYTES = 1024 * 1024
 _LAST_LINES = 20
@@ -21,33 +20,44 @@ _LAST_LINE_CHARACTERS = 500
 _DRAIN_S = 1.0
 
 
-class Child:
+class Child(asyncio.SubprocessProtocol):
     """A started process, the leader of its own session: a terminal's Ctrl-C reaches only the launcher.
 
     ``ended`` is done once the process is gone, nothing of its group is left and its output was forwarded; its
     result is the exit status, negative for a signal.
+
+    A protocol, because asyncio's own ``Process.wait`` also waits for whoever else holds the output open.
     """
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, forward: Forward) -> None:
+    def __init__(self, name: str, forward: Forward) -> None:
         self.name = name
-        self.pid = process.pid
-        self._process = process
+        self.pid = 0
         self._forward = forward
+        self._rest = b""
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._exited = asyncio.Event()
+        self._silent = asyncio.Event()
         self.ended = asyncio.create_task(self._run(), name=f"{name} ended")
 
     @classmethod
     async def start(cls, name: str, argv: Sequence[str], env: Mapping[str, str], forward: Forward) -> Child:
         """Start ``argv``; its stdout and stderr are one stream, in the order they were written."""
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            env=env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return cls(name, process, forward)
+        child = cls(name, forward)
+        try:
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: child,
+                *argv,
+                env=env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError:
+            child.ended.cancel()
+            raise
+        return child
 
     @property
     def alive(self) -> bool:
@@ -72,39 +82,59 @@ class Child:
 
     def terminate(self) -> None:
         """Ask the process to stop. Its own children are its own business until ``kill``."""
-        if self._process.returncode is None:
+        if self._transport is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+                self._transport.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the whole group at once."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    async def _run(self) -> int:
-        reader = asyncio.create_task(self._read())
-        try:
-            status = await self._process.wait()
-            self.kill()  # what it left behind would hold the device, the socket or the port
-            await asyncio.wait({reader}, timeout=_DRAIN_S)
-        finally:
-            reader.cancel()
-        return status
+    # -- asyncio calls these ---------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        stream = self._process.stdout
-        if stream is None:
-            return
-        rest = b""
-        while chunk := await stream.read(_CHUNK_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else [rest + chunk]
-            for line in lines:
-                self._say(line + b"\n")
-            if len(rest) >= _LINE_BYTES:
-                self._say(rest)
-                rest = b""
-        if rest:
-            self._say(rest + b"\n")
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The process runs."""
+        if isinstance(transport, asyncio.SubprocessTransport):
+            self._transport = transport
+            self.pid = transport.get_pid()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002
+        """Some output."""
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = self._rest + lines[0]
+            self._rest = b""
+        for line in lines:
+            self._say(line + b"\n")
+        self._rest += rest
+        if len(self._rest) >= _LINE_BYTES:
+            self._say(self._rest)
+            self._rest = b""
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        """The end of the output."""
+        if self._rest:
+            self._say(self._rest + b"\n")
+            self._rest = b""
+        self._silent.set()
+
+    def process_exited(self) -> None:
+        """The process is gone; its output may not be."""
+        self._exited.set()
+
+    async def _run(self) -> int:
+        await self._exited.wait()
+        self.kill()  # what it left behind would hold the device, the socket or the port
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._silent.wait(), _DRAIN_S)
+        if self._transport is None:
+            raise RuntimeError("a process ended that never started")
+        status = self._transport.get_returncode()
+        self._transport.close()
+        if status is None:
+            raise RuntimeError("a process ended without a status")
+        return status
 
     def _say(self, line: bytes) -> None:
         if text := line[: 4 * _LAST_LINE_CHARACTERS].decode(errors="replace").rstrip():

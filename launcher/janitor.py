@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 log = logging.getLogger("text_generation_launcher")
 
-#: Reads "+ GROUP" and "- GROUP". At the end of the pipe it removes the sockets, ends the groups still listed
-#: and removes what those left. Sockets outside a private directory ($1) are removed at once or never:
-#: a moment later they may be those of the next launcher.
+#: For any POSIX shell (dash knows no ``kill --``). Reads "+ GROUP" and "- GROUP". At the end of the pipe it
+#: removes the sockets, ends the groups still listed and removes what those left. Sockets outside a private
+#: directory ($1) are removed at once or never: a moment later they may be those of the next launcher.
 _SCRIPT = """
 directory=$1; shift; groups=
 while read -r sign group; do
@@ -24,13 +24,13 @@ while read -r sign group; do
   [ "$sign" = - ] || groups="$groups $group"
 done
 rm -f -- "$@"
-for g in $groups; do kill -TERM -- "-$g"; done
+for g in $groups; do kill -TERM "-$g"; done
 for moment in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-  rest=; for g in $groups; do kill -0 -- "-$g" && rest="$rest $g"; done; groups=$rest
+  rest=; for g in $groups; do kill -0 "-$g" && rest="$rest $g"; done; groups=$rest
   [ -n "$groups" ] || break
   sleep 0.1
 done
-for g in $groups; do kill -KILL -- "-$g"; done
+for g in $groups; do kill -KILL "-$g"; done
 [ -z "$directory" ] || { rm -f -- "$@"; rmdir -- "$directory"; }
 """
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+
+from launcher.output import Output
+
+
+def read_all(fd: int) -> bytes:
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+def test_everything_is_written_in_order():
+    reader, writer = os.pipe()
+    output = Output(writer)
+    for number in range(1000):
+        assert output.write(f"line {number}\n") == len(f"line {number}\n")
+    output.close()
+    os.close(writer)
+    assert read_all(reader) == b"".join(b"line %d\n" % n for n in range(1000))
+
+
+def test_a_reader_that_stalls_costs_lines_and_is_told_how_many():
+    reader, writer = os.pipe()
+    output = Output(writer, limit_bytes=200_000)
+    line = b"x" * 999 + b"\n"
+    for _ in range(1000):  # more than the pipe and the queue hold; returns all the same
+        output.write_bytes(line)
+    first = os.read(reader, 10 * len(line))
+    assert first == 10 * line
+    dropped = 0
+    os.set_blocking(reader, False)
+    seen = b""
+    while b"dropped" not in seen:
+        output.write_bytes(b"")
+        output.write_bytes(b"after\n")
+        try:
+            seen += os.read(reader, 1 << 20)
+        except BlockingIOError:
+            dropped += 1
+    assert b"pieces of output dropped: nobody read them]\n" in seen
+    os.close(reader)
+    output.close()
+    os.close(writer)
+
+
+def test_a_reader_that_went_away_does_not_matter():
+    reader, writer = os.pipe()
+    os.close(reader)
+    output = Output(writer)
+    for _ in range(100):
+        output.write("nobody hears this\n")
+    output.close()
+    os.close(writer)
+
+
+def test_close_does_not_wait_for_a_reader_that_never_reads():
+    reader, writer = os.pipe()
+    output = Output(writer)
+    output.write_bytes(b"x" * 1_000_000)
+    output.close(timeout_s=0.01)
+    os.close(reader)  # the thread gets a broken pipe and ends
+    output.close()
+    os.close(writer)
+
+
+def test_text_that_cannot_be_encoded_is_written_somehow():
+    reader, writer = os.pipe()
+    output = Output(writer)
+    output.write("lone \ud800 surrogate\n")
+    output.close()
+    os.close(writer)
+    assert read_all(reader) == b"lone ? surrogate\n"

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from planning import compiled, facts, planned
+
+from launcher.host import Host
+from launcher.parameters import Source, Value
+from launcher.plan import Row
+from neuron_server.errors import ConfigError, ModelError
+from neuron_server.models import ModelFacts
+
+
+def refused(model: ModelFacts | None = None, *, host: Host | None = None, **values: Value) -> tuple[str, str]:
+    """The rule and the text of the refusal."""
+    with pytest.raises(ConfigError) as caught:
+        planned(model, host=host, **values)
+    return caught.value.rule, str(caught.value)
+
+
+def test_both_configs_agree_on_the_shape_and_the_socket():
+    plan = planned(max_batch_size=3, max_total_tokens=100, max_input_tokens=40, port=8080, max_best_of=5)
+    (generator,) = plan.generators
+    assert (generator.batch_size, generator.max_length, generator.max_prompt_tokens) == (3, 100, 40)
+    assert (plan.router.batch_size, plan.router.max_total_tokens, plan.router.max_input_tokens) == (
+        3,
+        100,
+        40,
+    )
+    assert plan.router.shard_uds_paths == (generator.uds_path,)
+    assert (plan.router.port, plan.router.max_best_of) == (8080, 5)
+    assert (plan.router.model_id, plan.router.tokenizer_path) == ("org/model", generator.model_path)
+
+
+def test_a_plan_is_frozen_and_the_same_for_the_same_input():
+    assert planned() == planned()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        planned().max_restarts = 4  # type: ignore[misc]
+
+
+def test_emulation_flags_reach_the_generator():
+    (generator,) = planned(
+        strict=True,
+        poison=True,
+        simulated_clock="0.3:1=0.02,4=0.04",
+        prefill_mode="rebuild",
+        dtype="bfloat16",
+    ).generators
+    assert generator.strict
+    assert generator.poison
+    assert generator.simulated_clock == "0.3:1=0.02,4=0.04"
+    assert (generator.prefill_mode, generator.dtype) == ("rebuild", "bfloat16")
+
+
+def test_the_width_of_a_compiled_prefill_graph_reaches_the_generator():
+    plan = planned(compiled(4, 1024, context=512), max_input_tokens=100)
+    assert plan.generators[0].max_prompt_tokens == 512
+    assert plan.router.max_input_tokens == 100
+
+
+# -- the table -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_names_value_and_source():
+    plan = planned(compiled(4, 1024), max_input_tokens=100, port=80)
+    rows = {row.name: row for row in plan.rows}
+    assert rows["max_batch_size"] == Row("max_batch_size", "4", Source.MODEL)
+    assert rows["max_total_tokens"] == Row("max_total_tokens", "1024", Source.MODEL)
+    assert rows["max_input_tokens"] == Row("max_input_tokens", "100", Source.FLAG)
+    assert rows["max_batch_prefill_tokens"] == Row("max_batch_prefill_tokens", "400", Source.DERIVED)
+    assert rows["max_waiting_tokens"] == Row("max_waiting_tokens", "20", Source.DEFAULT)
+    assert rows["backend"] == Row("backend", "cpu", Source.DERIVED)
+
+
+def test_the_table_shows_what_came_from_the_environment_and_the_new_name():
+    plan = planned(source=Source.ENVIRONMENT, max_input_length=100)
+    assert Row("max_input_tokens", "100", Source.ENVIRONMENT) in plan.rows
+
+
+def test_the_table_accounts_for_memory():
+    # 2 (k, v) x 2 layers x 4 slots x 2 heads x 1024 tokens x 8 x 4 bytes = 1 MiB
+    plan = planned(max_total_tokens=1024, weight_bytes=2048, host=Host(available_bytes=2**30))
+    rows = {row.name: row.value for row in plan.rows}
+    assert (rows["KV cache"], rows["weights in memory"]) == ("1.0 MiB", "2.0 KiB")
+    assert rows["memory available"] == "1.0 GiB"
+
+
+def test_the_table_is_one_aligned_line_per_row():
+    lines = planned().table().splitlines()
+    assert len(lines) == len(planned().rows)
+    assert len({line.index("default") for line in lines if line.endswith("default")}) == 1
+
+
+# -- rules that are not of the shape -------------------------------------------------------------------------
+
+
+def test_a_plan_that_does_not_fit_the_memory_is_refused_with_the_account():
+    host = Host(available_bytes=2**20)
+    assert planned(max_total_tokens=1024, host=host, weight_bytes=0).rows
+    rule, text = refused(max_total_tokens=1024, host=host)
+    assert rule == "memory"
+    for part in ("--max-batch-size 4", "--max-total-tokens 1024", "--dtype float32", "1.0 MiB", "bfloat16"):
+        assert part in text
+
+
+def test_a_narrower_dtype_halves_the_need():
+    host = Host(available_bytes=2**20)
+    assert planned(max_total_tokens=1024, host=host, dtype="bfloat16").rows
+
+
+def test_unknown_memory_or_sizes_refuse_nothing():
+    unknown = dataclasses.replace(facts(), num_layers=None)
+    plan = planned(unknown, host=Host(available_bytes=2000))
+    assert Row("KV cache", "unknown", Source.DERIVED) in plan.rows
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"num_shard": 0}, "`num_shard` cannot be < 1"),
+        ({"sharded": "true", "num_shard": 1}, "`sharded` is true but `num_shard` <= 1"),
+        ({"validation_workers": 0}, "`validation_workers` must be > 0"),
+    ],
+)
+def test_tgis_argument_checks(values, text):
+    assert refused(**values) == ("argument", text)
+
+
+@pytest.mark.parametrize(
+    "values", [{"num_shard": 2}, {"sharded": "true"}, {"sharded": "true", "num_shard": 2}]
+)
+def test_more_than_one_shard_is_refused_with_the_reason(values):
+    rule, text = refused(**values)
+    assert rule == "refused_flag"
+    assert "one generator process" in text
+
+
+@pytest.mark.parametrize(
+    "values", [{"num_shard": 1}, {"sharded": "false"}, {"sharded": "false", "num_shard": 1}]
+)
+def test_one_shard_is_what_there_is(values):
+    assert len(planned(**values).generators) == 1
+
+
+def test_a_quantized_model_is_refused_by_flag_and_by_config():
+    assert refused(quantize="awq")[0] == "refused_flag"
+    with pytest.raises(ModelError) as caught:
+        planned(dataclasses.replace(facts(), quantization="gptq"))
+    assert caught.value.rule == "unsupported_model"
+
+
+def test_an_unsupported_family_is_refused_by_name():
+    with pytest.raises(ModelError, match="mamba") as caught:
+        planned(facts(model_type="mamba"))
+    assert caught.value.rule == "unsupported_model"
+
+
+@pytest.mark.parametrize("number", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["waiting_served_ratio", "max_prefill_stall"])
+def test_numbers_of_the_scheduler_are_finite_and_not_negative(name, number):
+    assert refused(**{name: number})[0] == "argument"
+
+
+# -- admission -----------------------------------------------------------------------------------------------
+
+
+def test_no_concurrent_requests_are_refused():
+    rule, text = refused(max_concurrent_requests=0)
+    assert rule == "max_concurrent_requests"
+    assert "--max-concurrent-requests is 0 (flag), but must be at least 1" in text
+
+
+def test_fewer_concurrent_requests_than_slots_warn_and_more_queue():
+    assert any("3 of them can never be used" in w for w in planned(max_concurrent_requests=1).warnings)
+    plan = planned(max_concurrent_requests=1000)
+    assert plan.router.max_concurrent_requests == 1000
+    assert plan.warnings == ()
+
+
+def test_the_default_never_leaves_slots_empty():
+    plan = planned(max_batch_size=200)
+    assert plan.router.max_concurrent_requests == 200
+    assert plan.warnings == ()
+
+
+# -- backend -------------------------------------------------------------------------------------------------
+
+
+def test_auto_is_cpu_where_there_is_no_device():
+    assert planned().generators[0].backend == "cpu"
+    assert planned(backend="fake").generators[0].backend == "fake"
+
+
+@pytest.mark.parametrize(("backend", "devices"), [("neuron", 0), ("neuron", 1), ("auto", 1)])
+def test_neuron_is_refused_honestly(backend, devices):
+    rule, text = refused(backend=backend, host=Host(neuron_devices=devices))
+    assert rule == "backend_unavailable"
+    assert f"--backend is {backend}" in text
+    assert "no Neuron backend yet" in text
+    assert "--backend cpu" in text
+
+
+def test_a_device_does_not_keep_anyone_from_asking_for_the_cpu():
+    assert planned(backend="cpu", host=Host(neuron_devices=1)).generators[0].backend == "cpu"
+
+
+@pytest.mark.parametrize("values", [{"strict": True}, {"poison": True}, {"simulated_clock": "1:1=1"}])
+def test_emulation_needs_the_cpu_backend(values):
+    rule, text = refused(backend="fake", **values)
+    assert rule == "emulation"
+    assert "--backend cpu" in text
+
+
+@pytest.mark.parametrize("clock", ["1", "0.3:", "0.3:1", "0.3:1=0.1,", "fast"])
+def test_a_clock_that_cannot_be_read_is_refused_with_an_example(clock):
+    rule, text = refused(simulated_clock=clock)
+    assert rule == "emulation"
+    assert clock in text
+    assert "0.3:1=0.02,16=0.04" in text
+
+
+# -- addresses -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hostname", "address", "warned"),
+    [
+        ("0.0.0.0", "0.0.0.0", False),
+        ("127.0.0.1", "127.0.0.1", False),
+        ("::1", "::1", False),
+        ("localhost", "127.0.0.1", False),
+        ("", "0.0.0.0", False),
+        ("abc", "0.0.0.0", True),
+        ("3f2a9c1b7d4e", "0.0.0.0", True),
+    ],
+)
+def test_what_is_no_address_becomes_all_addresses_with_a_warning(hostname, address, warned):
+    plan = planned(source=Source.ENVIRONMENT, hostname=hostname)
+    assert plan.router.hostname == address
+    assert any("Invalid hostname, defaulting to 0.0.0.0" in w for w in plan.warnings) is warned
+
+
+def test_sockets_are_private_unless_placed():
+    plan = planned(directory="/tmp/x")
+    assert (plan.router.shard_uds_paths, plan.socket_directory) == (("/tmp/x/shard-0",), "/tmp/x")
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "flag"),
+    [
+        ({"shard_uds_path": "/run/tgi"}, "/run/tgi-0", "--shard-uds-path"),
+        ({"master_shard_uds_path": "/run/tgi"}, "/run/tgi", "--master-shard-uds-path"),
+        (
+            {"shard_uds_path": "/run/a", "master_shard_uds_path": "/run/b"},
+            "/run/b",
+            "--master-shard-uds-path",
+        ),
+    ],
+)
+def test_sockets_are_where_the_flags_say(values, path, flag):
+    plan = planned(**values)
+    assert (plan.router.shard_uds_paths, plan.socket_directory) == ((path,), None)
+    assert plan.socket_flag == flag
+
+
+def test_a_socket_path_that_the_kernel_cannot_take_is_refused():
+    assert planned(shard_uds_path="/" + "a" * 104).generators
+    rule, text = refused(shard_uds_path="/" + "a" * 105)
+    assert rule == "socket"
+    assert "--shard-uds-path" in text
+    assert "107" in text
+
+
+# -- warnings ------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_model_on_the_cpu_and_an_unproven_family_are_said():
+    assert any("compiled for Neuron" in w for w in planned(compiled()).warnings)
+    assert any("'gptj'" in w for w in planned(facts(model_type="gptj")).warnings)
+    assert any("memory of the rest" in w for w in planned(compiled(4, 1024), max_total_tokens=900).warnings)
+    assert any("trust_remote_code" in w for w in planned(trust_remote_code=True).warnings)
+
+
+def test_flags_without_effect_are_said_once():
+    assert sum("--speculate" in w for w in planned(speculate=2).warnings) == 1

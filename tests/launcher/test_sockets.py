@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from planning import planned
+
+from launcher.sockets import clear_stale, free_port, private_directory_name, socket_places
+from neuron_server.errors import ConfigError
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        clear_stale(str(path), "--shard-uds-path")
+    assert caught.value.rule == "socket"
+    assert "--shard-uds-path" in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def stale(path: Path) -> None:
+    """A socket file whose process is gone."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def test_a_stale_socket_is_removed(tmp_path):
+    stale(tmp_path / "s")
+    clear_stale(str(tmp_path / "s"), "--shard-uds-path")
+    assert not (tmp_path / "s").exists()
+
+
+def test_nothing_there_is_fine(tmp_path):
+    clear_stale(str(tmp_path / "s"), "--shard-uds-path")
+
+
+def test_a_socket_that_answers_is_somebody_elses(tmp_path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen(0)
+        assert "another server answers" in refused(tmp_path / "s")
+        assert (tmp_path / "s").exists()
+
+
+def test_a_socket_whose_queue_is_full_is_somebody_elses(tmp_path):
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(str(tmp_path / "s"))
+        server.listen(0)
+        client.connect(str(tmp_path / "s"))
+        assert "another server answers" in refused(tmp_path / "s")
+
+
+def test_a_file_or_a_link_is_never_removed(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("file", "link"):
+        assert "not a socket" in refused(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_directory_that_does_not_exist_is_said(tmp_path):
+    assert "directory does not exist" in refused(tmp_path / "no" / "s")
+
+
+def test_the_private_directory_is_private_and_gone_at_the_end(tmp_path):
+    directory = tmp_path / "private"
+    with socket_places(planned(directory=str(directory))):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        stale(directory / "shard-0")
+    assert not directory.exists()
+
+
+def test_the_private_directory_is_gone_after_a_failure_too(tmp_path):
+    directory = tmp_path / "private"
+    with pytest.raises(ValueError, match="on purpose"), socket_places(planned(directory=str(directory))):
+        raise ValueError("on purpose")
+    assert not directory.exists()
+
+
+def test_a_placed_socket_is_cleared_before_and_removed_after(tmp_path):
+    stale(tmp_path / "s-0")
+    plan = planned(shard_uds_path=str(tmp_path / "s"))
+    with socket_places(plan):
+        assert not (tmp_path / "s-0").exists()
+        stale(tmp_path / "s-0")
+    assert not (tmp_path / "s-0").exists()
+    assert tmp_path.exists()
+
+
+def test_the_private_name_is_new_each_time_and_short():
+    first, second = private_directory_name(), private_directory_name()
+    assert first != second
+    assert len(first) < 80
+    assert not os.path.exists(first)
+
+
+def test_a_long_temporary_directory_is_not_used(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/" + "a" * 100)
+    assert private_directory_name().startswith("/tmp/")
+
+
+# -- the port ------------------------------------------------------------------------------------------------
+
+
+def test_a_free_port_stays_and_0_becomes_one():
+    port = free_port("127.0.0.1", 0, "--port is 0 (flag)")
+    assert port > 0
+    assert free_port("127.0.0.1", port, f"--port is {port} (flag)") == port
+
+
+@pytest.mark.parametrize("ours", ["127.0.0.1", "0.0.0.0"])
+def test_a_taken_port_names_flag_value_holder_and_what_to_do(ours):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ConfigError) as caught:
+            free_port(ours, port, f"--port is {port} (default)")
+    assert caught.value.rule == "port_in_use"
+    text = str(caught.value)
+    assert text.startswith(f"--port is {port} (default), but process {os.getpid()} (")
+    assert "stop it, or choose another --port" in text
+
+
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(ConfigError, match=r"--hostname is 192\.0\.2\.1") as caught:
+        free_port("192.0.2.1", 0, "--port is 0 (flag)")
+    assert caught.value.rule == "address"
