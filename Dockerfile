@@ -4,7 +4,8 @@
 #   docker build --target cpu --tag neuronx-tgi:cpu .       make neuronx-tgi TARGET=cpu
 #   docker run IMAGE --help                                 lists the service parameters
 #
-# docs/image.md tells how to run them. Needs BuildKit (Docker 23 and later), Podman or Buildah, for RUN --mount.
+# docs/image.md tells how to run them. COPY rather than RUN --mount: Buildah does not notice when what is mounted
+# from another stage has changed, and would leave an old wheel in place.
 
 # Where torch without CUDA comes from: with PyPI's own build an image is several gigabytes larger, for nothing.
 # Empty: whatever index pip is set up for.
@@ -47,15 +48,15 @@ RUN apt-get update \
  && useradd --uid 1000 --gid 0 --create-home --shell /usr/sbin/nologin tgi \
  && install --directory --owner=tgi --group=root --mode=2775 /data
 
+COPY --from=requirements /requirements/cpu.txt /requirements/constraints.txt /requirements/
 ARG TORCH_INDEX
-RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
-    python3.11 -m venv /opt/venv \
+RUN python3.11 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
         ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         --constraint /requirements/constraints.txt --requirement /requirements/cpu.txt
 
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps /wheels/*.whl
+COPY --from=wheel /wheels /wheels
+RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps /wheels/*.whl
 
 # The model cache is a group-writable directory of group 0, for those who run the image as some other user.
 # Ports below 1024 are open to every user of a Docker container; where they are not, set another PORT.
@@ -106,9 +107,9 @@ RUN curl --fail --silent --show-error --location --output /usr/share/keyrings/aw
  && rm -rf /var/lib/apt/lists/*
 
 # The AWS wheels exist in AWS's own index only; the exact versions keep pip from their namesakes on PyPI.
+COPY --from=requirements /requirements/neuron.txt /requirements/constraints-neuron.txt /requirements/
 ARG TORCH_INDEX
-RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirements \
-    python3.10 -m venv /opt/venv \
+RUN python3.10 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
         --extra-index-url https://pip.repos.neuron.amazonaws.com \
         ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
@@ -121,8 +122,8 @@ RUN --mount=type=bind,from=requirements,source=/requirements,target=/requirement
         torch-neuronx==2.8.0.2.10.16998 \
         torchvision==0.23.0
 
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps /wheels/*.whl
+COPY --from=wheel /wheels /wheels
+RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps /wheels/*.whl
 
 # Root, because who may open /dev/neuron* is up to the host: with its udev rule at mode 0666 `--user 1000` works too,
 # with a group of its own add `--group-add $(stat -c %g /dev/neuron0)`.
