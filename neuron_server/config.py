@@ -38,7 +38,9 @@ class GeneratorConfig:
     simulated_clock: str | None = field(default=None, metadata={"help": "PREFILL_S:B=STEP_S,B=STEP_S..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "run code found in the model directory"})
     max_batch_prefill_tokens: int = field(default=4096, metadata={"help": "prompt tokens between two steps"})
-    waiting_served_ratio: float = field(default=0.3, metadata={"help": "as TGI: queue length that joins early"})
+    waiting_served_ratio: float = field(
+        default=0.3, metadata={"help": "as TGI: queue length that joins early"}
+    )
     max_waiting_tokens: int = field(default=20, metadata={"help": "as TGI: steps before the queue must join"})
     max_prefill_stall: float = field(default=1.0, metadata={"help": "seconds of prefills between two steps"})
     json_output: bool = field(default=False, metadata={"help": "log as JSON lines"})
@@ -67,7 +69,9 @@ class RouterConfig:
     api_key: str | None = field(default=None, metadata={"help": "bearer token", "secret": True})
     trust_remote_code: bool = field(default=False, metadata={"help": "run tokenizer code of the model"})
     revision: str | None = field(default=None, metadata={"help": "resolved model revision, shown by /info"})
-    tokenizer_config_path: str | None = field(default=None, metadata={"help": "overrides tokenizer_config.json"})
+    tokenizer_config_path: str | None = field(
+        default=None, metadata={"help": "overrides tokenizer_config.json"}
+    )
     graceful_termination_timeout: float = field(default=90.0, metadata={"help": "seconds to drain"})
     json_output: bool = field(default=False, metadata={"help": "log as JSON lines"})
 
@@ -93,10 +97,9 @@ def to_argv(config: GeneratorConfig | RouterConfig) -> list[str]:
         if value is True:
             argv.append(_flag(f.name))
         elif isinstance(value, tuple):
-            for item in value:
-                argv += [_flag(f.name), str(item)]
+            argv += [f"{_flag(f.name)}={item}" for item in value]
         else:
-            argv += [_flag(f.name), str(value)]
+            argv.append(f"{_flag(f.name)}={value}")  # one word, so that a value may begin with a dash
     return argv
 
 
@@ -132,7 +135,7 @@ def _argument(f: Field[Any], hint: Any) -> dict[str, Any]:
         options["action"] = "store_true"
     elif origin is tuple:
         options.update(type=typing.get_args(hint)[0], action="append")
-        options["default"] = list(f.default) if not required else None  # type: ignore[call-overload]
+        options["default"] = None if required else list(typing.cast("tuple[str, ...]", f.default))
     elif origin is Literal:
         options["choices"] = typing.get_args(hint)
     elif origin in (types.UnionType, typing.Union):

@@ -45,7 +45,7 @@ FULL_ROUTER = RouterConfig(
     api_key="s3cret",
     trust_remote_code=True,
     revision="abc",
-    tokenizer_config_path="/models/t/other.json",
+    tokenizer_config_path="-odd/name.json",
     graceful_termination_timeout=1.5,
     json_output=True,
 )
