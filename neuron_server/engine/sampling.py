@@ -25,7 +25,6 @@ from neuron_server.request import SamplingParams
 #: for 64 and for 128.
 _WIDTHS = (128, 4096)
 
-
 #: Logits that greedy rows look at in one go: more than this falls out of the cache.
 _BLOCK = 2**16
 
