@@ -42,25 +42,26 @@ def _largest_difference(lm: CausalLM, max_length: int) -> float:
     layers, vocab_size = lm.probe()
     if not layers:
         raise ValueError("it keeps no KV cache that can be allocated once")
-    lengths = [min(n, max_length - _STEPS) for n in _LENGTHS if max_length > _STEPS]
-    width = min(max_length, max(lengths, default=0) + _STEPS + _SPARE)
-    texts = [[(7 * i + 3 * row + 1) % vocab_size for i in range(n + _STEPS)] for row, n in enumerate(lengths)]
+    steps = min(_STEPS, max_length - 1)
+    lengths = [min(n, max_length - steps) for n in _LENGTHS]
+    width = min(max_length, max(lengths) + steps + _SPARE)
+    texts = [[(7 * i + 3 * row + 1) % vocab_size for i in range(n + steps)] for row, n in enumerate(lengths)]
     cache = StaticKVCache(layers, len(texts), width)
-    worst = 0.0
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # logits (V,) on the static batch, and alone
     for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
         logits = lm.prefill(cache, row, torch.tensor(text[:n]), n, every_position=False)
-        worst = max(worst, _difference(logits[0], lm.full(text[:n])[-1]))
-    for step in range(_STEPS):
+        pairs.append((logits[0], lm.full(text[:n])[-1]))
+    for step in range(steps):
         positions = torch.tensor([n + step for n in lengths])
         tokens = torch.tensor([text[n + step] for text, n in zip(texts, lengths, strict=True)])
         window = DecodeWindow(0, len(texts), width, torch.arange(len(texts)), positions)
         logits = lm.decode(cache, tokens, window, masked=True)
-        for row, (text, n) in enumerate(zip(texts, lengths, strict=True)):
-            worst = max(worst, _difference(logits[row], lm.full(text[: n + step + 1])[-1]))
-    return worst
+        alone = (lm.full(text[: n + step + 1])[-1] for text, n in zip(texts, lengths, strict=True))
+        pairs.extend(zip(logits, alone, strict=True))
+    return float(torch.stack([_difference(one, other) for one, other in pairs]).max())
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest absolute difference as a share of the spread; NaN if either holds one."""
+def _difference(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Largest absolute difference as a share of the spread, (); NaN if either holds one."""
     spread = (other.float().max() - other.float().min()).clamp_min(1e-6)
-    return float((one.float() - other.float()).abs().max() / spread)
+    return (one.float() - other.float()).abs().max() / spread
