@@ -81,13 +81,13 @@ def load(path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
 
     directory = Path(path)
     if not directory.is_dir():
-        raise ModelError(f"tokenizer path {str(path)!r} is not a directory", rule="missing")
+        raise ModelError(f"tokenizer path {str(path)!r} is not a directory", rule="model_missing")
     try:
         pretrained = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
             str(directory), trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # an edge: tokenizer files fail in any way, foreign code included
-        raise ModelError(f"no usable tokenizer in {str(path)!r}: {error}", rule="tokenizer") from error
+        raise ModelError(f"no usable tokenizer in {str(path)!r}: {error}", rule="model") from error
     return from_pretrained(pretrained, eos_ids=_eos_ids(directory))
 
 
@@ -167,7 +167,7 @@ def _eos_ids(directory: Path) -> frozenset[int]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{directory / name} cannot be read: {error}", rule="corrupt") from error
+            raise ModelError(f"{directory / name} cannot be read: {error}", rule="config_corrupt") from error
         if found is not None:
             return frozenset(int(i) for i in (found if isinstance(found, list) else [found]))
     return frozenset()

@@ -1,0 +1,198 @@
+"""One ``TokenSource`` over all replicas, which outlives any of their generators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from neuron_server.backend import BackendInfo
+from neuron_server.errors import (
+    GenerationError,
+    GeneratorLostError,
+    IncompleteGenerationError,
+    UnavailableError,
+)
+from neuron_server.event import TokenEvent, TokenSource
+from neuron_server.request import GenerationRequest
+from neuron_server.session import Phase, Status
+
+logger = logging.getLogger(__name__)
+
+#: How long a request waits for a generator to come (back) before it fails.
+RESTART_WAIT_S = 60.0
+
+#: How often a request is given to another generator. One that still loses its generator may be the reason.
+MAX_RESUBMISSIONS = 2
+
+#: Pause before a replica that called itself ready and was not is asked again.
+_RETRY_S = 0.05
+
+_PHASES = (Phase.READY, Phase.WARMING_UP, Phase.LOADING, Phase.FAILED)
+
+
+class Replica(TokenSource, Protocol):
+    """One generator as the router sees it (``wire.client.GeneratorClient``).
+
+    ``stream`` raises ``UnavailableError`` when it is not ready, ``GeneratorLostError`` when it is lost.
+    """
+
+    @property
+    def status(self) -> Status: ...
+
+    @property
+    def info(self) -> BackendInfo: ...
+
+    @property
+    def open_requests(self) -> int: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def wait_ready(self) -> None: ...
+
+
+class Generators(TokenSource, Protocol):
+    """All generators as the service sees them."""
+
+    @property
+    def phase(self) -> Phase: ...
+
+    @property
+    def info(self) -> BackendInfo | None: ...
+
+    @property
+    def queued(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+
+class ReplicaSet:
+    """A ``TokenSource`` over replicas: the one with most free slots takes the next request.
+
+    A request whose generator is lost is submitted again, with the tokens it has, to another replica or to the
+    restarted one. Draws depend on the seed and the token's index only, so it continues exactly; its client
+    sees a pause.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], *, restart_wait_s: float = RESTART_WAIT_S) -> None:
+        if not replicas:
+            raise ValueError("at least one replica is needed")
+        self._replicas = tuple(replicas)
+        self._restart_wait_s = restart_wait_s
+
+    async def start(self) -> None:
+        """Start every replica's connection; returns at once."""
+        for one in self._replicas:
+            await one.start()
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        for one in self._replicas:
+            await one.close()
+
+    async def wait_ready(self) -> None:
+        """Until one replica at least can serve; without bound."""
+        while not self._ready():
+            await self._any_ready(None)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the replica that is furthest."""
+        return min((one.status.phase for one in self._replicas), key=_PHASES.index)
+
+    @property
+    def info(self) -> BackendInfo | None:
+        """What the first replica that was ever ready said; ``None`` before that."""
+        for one in self._replicas:
+            with contextlib.suppress(UnavailableError):
+                return one.info
+        return None
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a slot, in all generators."""
+        return sum(one.status.queued for one in self._ready())
+
+    @property
+    def running(self) -> int:
+        """Occupied slots, in all generators."""
+        return sum(one.info.shape.batch_size - one.status.free_slots for one in self._ready())
+
+    def _ready(self) -> list[Replica]:
+        return [one for one in self._replicas if one.status.phase is Phase.READY]
+
+    # -- the call shape --------------------------------------------------------------------------------------
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        """See ``TokenSource``. Raises ``GenerationError`` once resubmitting has been given up."""
+        tokens: list[int] = []
+        losses = 0
+        deadline_s = time.monotonic() + self._restart_wait_s
+        while True:
+            replica = await self._choose(deadline_s)
+            try:
+                async with contextlib.aclosing(replica.stream(_resumed(request, tokens))) as events:
+                    async for event in events:
+                        if losses and tokens:  # the client has had the first event of the first submission
+                            event = replace(event, queue_s=None, prompt_logprobs=None)
+                        tokens.append(event.token_id)
+                        yield event
+                        if event.finish is not None:
+                            return
+                raise IncompleteGenerationError("the generator ended the request without a last token")
+            except UnavailableError:  # it was lost between the choice and the call
+                await asyncio.sleep(_RETRY_S)
+            except GeneratorLostError as error:
+                losses += 1
+                deadline_s = time.monotonic() + self._restart_wait_s
+                if losses > MAX_RESUBMISSIONS:
+                    raise GenerationError(
+                        f"the generator was lost {losses} times under this request ({error}); giving it up"
+                    ) from error
+                logger.warning("resubmitting a request after %d tokens: %s", len(tokens), error)
+
+    async def _choose(self, deadline_s: float) -> Replica:
+        """The ready replica with most free slots; waits for one if there is none."""
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if ready := self._ready():
+                return max(ready, key=_free)
+            await self._any_ready(left_s)
+        raise GeneratorLostError(f"no generator came back within {self._restart_wait_s:g} s")
+
+    async def _any_ready(self, timeout_s: float | None) -> None:
+        waits = [asyncio.ensure_future(one.wait_ready()) for one in self._replicas]
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+def _free(replica: Replica) -> int:
+    """Slots that nothing of ours will fill; negative when requests wait already.
+
+    Counted from what this router has open there: several choices may fall between two steps, and the
+    generator's own word is only as new as its last one.
+    """
+    return replica.info.shape.batch_size - replica.open_requests
+
+
+def _resumed(request: GenerationRequest, tokens: Sequence[int]) -> GenerationRequest:
+    """``request`` with the tokens it has got so far."""
+    if not tokens:
+        return request
+    return replace(
+        request,
+        input_ids=(*request.input_ids, *tokens),
+        max_new_tokens=request.max_new_tokens - len(tokens),
+        prompt_logprobs=False,
+    )

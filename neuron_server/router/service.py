@@ -1,0 +1,188 @@
+"""Admission and text: who may generate now, and what comes back. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from neuron_server.config import RouterConfig
+from neuron_server.errors import NeuronTgiError, OverloadedError, UnavailableError
+from neuron_server.router.answer import Answer, Ending, fold
+from neuron_server.router.durations import human
+from neuron_server.router.generation import Call, Generation
+from neuron_server.router.metrics import Metrics
+from neuron_server.router.replicas import Generators
+from neuron_server.router.validation import Validator, ValidRequest, check_best_of, check_stream_only
+from neuron_server.session import Phase
+from neuron_server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+READY = "ready"
+
+
+class GenerationService:
+    """Permits, readiness and generations.
+
+    It exists before the tokenizer and the generators do, so that ``/health`` can say what is going on;
+    ``open`` makes it serve. One permit is one running or waiting generation: beyond
+    ``max_concurrent_requests`` of them requests are refused, and there is no other bound on the queue.
+    """
+
+    def __init__(self, config: RouterConfig, generators: Generators, metrics: Metrics) -> None:
+        self.config = config
+        self.generators = generators
+        self.metrics = metrics
+        self._executor = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="tokenize")
+        self._tokenizer: Tokenizer | None = None
+        self._validator: Validator | None = None
+        self._draining = False
+        self._permits = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def open(self, tokenizer: Tokenizer) -> None:
+        """Begin to serve: the tokenizer is there, and a generator was ready."""
+        self._tokenizer = tokenizer
+        self._validator = Validator(self.config, tokenizer, self._executor)
+
+    def drain(self) -> None:
+        """Refuse new generations from now on; those inside go on."""
+        self._draining = True
+
+    async def idle(self) -> None:
+        """Until no generation is inside."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Give the threads back."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def phase(self) -> str:
+        """``ready``, or why not: ``loading``, ``warming up``, ``failed``, ``restarting``, ``draining``."""
+        if self._draining:
+            return "draining"
+        generators = self.generators.phase
+        if self._tokenizer is None:
+            return str((Phase.LOADING if generators is Phase.READY else generators).value)
+        return READY if generators is Phase.READY else "restarting"
+
+    @property
+    def in_flight(self) -> int:
+        """Generations that hold a permit."""
+        return self._permits
+
+    # -- generations -----------------------------------------------------------------------------------------
+
+    def stream(self, call: Call) -> Generation:
+        """A generation for a streaming route; raises what is refused before a permit is taken."""
+        self._require_open()
+        self.metrics.count.inc()
+        try:
+            check_stream_only(call.parameters)
+        except NeuronTgiError as error:
+            self.failed(error)
+            raise
+        return Generation(self, call, on_end=self._succeeded)
+
+    async def generate(self, call: Call) -> list[Answer]:
+        """The answer; with best_of > 1 the best one first, then the others."""
+        self._require_open()
+        copies = max(call.parameters.best_of or 1, 1)
+        check_best_of(copies, self.config.max_best_of)
+        self.metrics.count.inc()
+        generations = [Generation(self, call) for _ in range(copies)]
+        try:
+            for generation in generations:
+                await generation.admit()
+            answers = await _all_of(generations)
+        finally:
+            for generation in generations:
+                await generation.close()
+        best = max(range(copies), key=lambda n: answers[n].mean_logprob)  # max keeps the first of equals
+        self._succeeded(answers[best].ending)
+        return [answers[best], *(answer for n, answer in enumerate(answers) if n != best)]
+
+    def _require_open(self) -> None:
+        """A restart is not refused: the request waits for the generator, its permit held."""
+        phase = self.phase
+        if self._draining:
+            raise UnavailableError("The server is draining: it finishes what it has and accepts nothing new")
+        if self._tokenizer is None:
+            raise UnavailableError(f"The server is not ready yet: the model is {phase}")
+
+    # -- what a generation needs (``generation.Host``) -------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; there once ``open`` was called."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def source(self) -> Generators:
+        """Where events come from."""
+        return self.generators
+
+    def take_permit(self) -> None:
+        """Raises ``OverloadedError``; never waits."""
+        if self._permits >= self.config.max_concurrent_requests:
+            raise OverloadedError("no permits available")
+        self._permits += 1
+        self._idle.clear()
+
+    def return_permit(self) -> None:
+        """The counterpart of ``take_permit``."""
+        self._permits -= 1
+        if self._permits == 0:
+            self._idle.set()
+
+    async def validate(self, call: Call) -> ValidRequest:
+        """A request in ids, or ``ValidationError``."""
+        assert self._validator is not None
+        valid = await self._validator.validate(
+            call.inputs, call.parameters, add_special_tokens=call.add_special_tokens
+        )
+        self.metrics.input_length.observe(valid.input_length)
+        self.metrics.max_new_tokens.observe(valid.piece)
+        return valid
+
+    def failed(self, error: NeuronTgiError) -> None:
+        """Count and log a refusal or failure."""
+        self.metrics.failed(error)
+        logger.error("%s", error)
+
+    def dropped(self) -> None:
+        """Count a generation whose client went away."""
+        self.metrics.failure.labels("dropped").inc()
+
+    def _succeeded(self, ending: Ending) -> None:
+        self.metrics.succeeded(ending)
+        if logger.isEnabledFor(logging.INFO):
+            total_s, validation_s, queue_s, inference_s = ending.timings
+            logger.info(
+                'Success total_time="%s" validation_time="%s" queue_time="%s" inference_time="%s" '
+                'time_per_token="%s" input_length=%d generated_tokens=%d seed="%s"',
+                *map(human, (total_s, validation_s, queue_s, inference_s, ending.time_per_token_s)),
+                ending.input_length,
+                ending.generated_tokens,
+                f"Some({ending.seed})" if ending.seed is not None else "None",
+            )
+
+
+async def _all_of(generations: Sequence[Generation]) -> list[Answer]:
+    """Their answers, made at the same time. The first failure, or being cancelled, stops all of them."""
+    if len(generations) == 1:
+        return [await fold(generations[0].pieces)]
+    tasks = [asyncio.create_task(fold(generation.pieces)) for generation in generations]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,198 @@
+"""TGI's own routes: ``/generate``, ``/generate_stream`` and ``/``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+from fastapi import FastAPI, Request, Response
+
+from neuron_server.router.answer import Answer, Ending, Piece, Token
+from neuron_server.router.disconnect import WhileConnected
+from neuron_server.router.generation import Call, Generation
+from neuron_server.router.json_body import parse, read_body
+from neuron_server.router.serde import Schema, deserialize
+from neuron_server.router.service import GenerationService
+from neuron_server.router.sse import EventStream, Frames, begin, frame
+from neuron_server.router.tgi_schema import CompatGenerateRequest, GenerateRequest
+
+S = TypeVar("S", bound=Schema)
+#: One JSON value; its shape is the contract's, key by key.
+Json = dict[str, Any]
+
+#: Bodies beyond this many bytes are parsed in a thread, so that streams go on meanwhile.
+_LARGE_BODY = 65_536
+
+
+def add_routes(app: FastAPI, service: GenerationService) -> None:
+    """Add the routes to ``app``; all of them generate."""
+
+    @app.post("/generate")
+    async def generate(request: Request) -> Response:
+        started_s = time.monotonic()
+        body = await read(request, GenerateRequest, service.config.payload_limit)
+        return await _generate(service, request, Call(body.inputs, body.parameters, started_s))
+
+    @app.post("/generate_stream")
+    async def generate_stream(request: Request) -> Response:
+        started_s = time.monotonic()
+        body = await read(request, GenerateRequest, service.config.payload_limit)
+        return await _stream(service, request, Call(body.inputs, body.parameters, started_s))
+
+    @app.post("/")
+    async def compat_generate(request: Request) -> Response:
+        started_s = time.monotonic()
+        body = await read(request, CompatGenerateRequest, service.config.payload_limit)
+        parameters = body.parameters
+        if parameters.return_full_text is None:
+            # TGI's default here for a text-generation model, and for one whose kind nobody knows
+            parameters = parameters.model_copy(update={"return_full_text": True})
+        call = Call(body.inputs, parameters, started_s)
+        if body.stream:
+            return await _stream(service, request, call)
+        return await _generate(service, request, call, as_list=True)
+
+
+async def read(request: Request, model: type[S], limit: int) -> S:
+    """The request's body as a ``model``; raises ``BodyRefusedError``."""
+    body = await read_body(request.headers, request.stream(), limit)
+    if len(body) > _LARGE_BODY:
+        return await asyncio.to_thread(lambda: deserialize(model, parse(body)))
+    return deserialize(model, parse(body))
+
+
+async def _generate(
+    service: GenerationService, request: Request, call: Call, *, as_list: bool = False
+) -> Response:
+    async with WhileConnected(request.receive):
+        answers = await service.generate(call)
+    content = _answer(call, answers)
+    headers = _compute_headers(call) | _time_headers(answers[0].ending)
+    return Response(_dump([content] if as_list else content), headers=headers, media_type="application/json")
+
+
+async def _stream(service: GenerationService, request: Request, call: Call) -> Response:
+    generation = service.stream(call)
+    frames = _frames(generation, call)
+    try:
+        async with WhileConnected(request.receive):
+            await generation.admit()
+            first = await begin(frames)
+    except BaseException:
+        await frames.aclose()
+        await generation.close()
+        raise
+    return EventStream(first, frames, headers=_compute_headers(call), close=generation.close)
+
+
+async def _frames(generation: Generation, call: Call) -> Frames:
+    index = 0
+    async for piece in generation.pieces:
+        index += 1
+        yield frame(_event(index, piece, call))
+
+
+# -- JSON, key by key ----------------------------------------------------------------------------------------
+
+
+def _dump(value: Json | list[Json]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _token(token: Token) -> Json:
+    # float32 is written as the shortest decimal that reads back in 32 bits, and NaN as null
+    logprob = None if token.logprob is None else np.float32(token.logprob)
+    return {"id": token.id, "text": token.text, "logprob": logprob, "special": token.special}
+
+
+def _tokens(tokens: Sequence[Token]) -> list[Json]:
+    return [_token(token) for token in tokens]
+
+
+def _event(index: int, piece: Piece, call: Call) -> bytes:
+    """One stream event."""
+    event: Json = {"index": index, "token": _token(piece.token)}
+    if piece.top_tokens:
+        event["top_tokens"] = _tokens(piece.top_tokens)
+    ending = piece.ending
+    event["generated_text"] = None if ending is None else _full_text(call, ending)
+    event["details"] = None
+    if ending is not None and call.parameters.details:
+        event["details"] = {
+            "finish_reason": ending.finish_reason.value,
+            "generated_tokens": ending.generated_tokens,
+            "seed": ending.seed,
+            "input_length": ending.input_length,
+        }
+    return _dump(event)
+
+
+def _answer(call: Call, answers: Sequence[Answer]) -> Json:
+    """The body of a one-shot answer; the best first."""
+    best, *others = answers
+    content: Json = {"generated_text": _full_text(call, best.ending)}
+    if call.parameters.details or call.parameters.decoder_input_details:
+        details = content["details"] = _sequence(best)
+        if others:
+            details["best_of_sequences"] = [
+                {
+                    "generated_text": _full_text(call, other.ending),
+                    **_sequence(other),
+                    **_top_tokens(call, other),
+                }
+                for other in others
+            ]
+        details.update(_top_tokens(call, best))
+    return content
+
+
+def _sequence(answer: Answer) -> Json:
+    ending = answer.ending
+    return {
+        "finish_reason": ending.finish_reason.value,
+        "generated_tokens": ending.generated_tokens,
+        "seed": ending.seed,
+        "prefill": [{k: v for k, v in _token(t).items() if k != "special"} for t in answer.prefill],
+        "tokens": _tokens(answer.tokens),
+    }
+
+
+def _top_tokens(call: Call, answer: Answer) -> Json:
+    """Present when asked for: one list per token, empty lists from a backend that has none."""
+    if not call.parameters.top_n_tokens:
+        return {}
+    lists = answer.top_tokens or [()] * len(answer.tokens)
+    return {"top_tokens": [_tokens(tokens) for tokens in lists]}
+
+
+def _full_text(call: Call, ending: Ending) -> str:
+    return call.inputs + ending.generated_text if call.parameters.return_full_text else ending.generated_text
+
+
+# -- headers -------------------------------------------------------------------------------------------------
+
+
+def _compute_headers(call: Call) -> dict[str, str]:
+    return {
+        "x-compute-type": os.environ.get("COMPUTE_TYPE", "gpu+optimized"),
+        "x-compute-characters": str(len(call.inputs)),
+    }
+
+
+def _time_headers(ending: Ending) -> dict[str, str]:
+    total_s, validation_s, queue_s, inference_s = ending.timings
+    return {
+        "x-compute-time": repr(total_s),
+        "x-total-time": str(int(total_s * 1e3)),
+        "x-validation-time": str(int(validation_s * 1e3)),
+        "x-queue-time": str(int(queue_s * 1e3)),
+        "x-inference-time": str(int(inference_s * 1e3)),
+        "x-time-per-token": str(int(ending.time_per_token_s * 1e3)),
+        "x-prompt-tokens": str(ending.input_length),
+        "x-generated-tokens": str(ending.generated_tokens),
+    }

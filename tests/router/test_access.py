@@ -1,0 +1,67 @@
+"""CORS and the API key (conformance cases 160 to 166)."""
+
+from __future__ import annotations
+
+import pytest
+
+VARY = "origin, access-control-request-method, access-control-request-headers"
+BODY = {"inputs": "Hello", "parameters": {"max_new_tokens": 1}}
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Secret"}])
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+async def test_without_the_key_it_is_an_empty_401_before_the_body_is_read(harness, headers, path):
+    one = harness(api_key="Secret")
+    answer = await one.client.post(path, content=b"{broken", headers=headers)
+    assert (answer.status_code, answer.content) == (401, b"")
+
+
+async def test_the_whole_header_is_compared_without_case(harness):
+    one = harness(api_key="Secret")
+    answer = await one.client.post("/generate", json=BODY, headers={"authorization": "bearer SECRET"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/info", "/metrics", "/"])
+async def test_status_routes_need_no_key(harness, path):
+    one = harness(api_key="Secret")
+    assert (await one.client.get(path)).status_code == 200
+    assert (await one.client.head(path)).status_code == 200
+
+
+async def test_a_wrong_method_on_a_protected_path_is_401_but_an_unknown_path_404(harness):
+    one = harness(api_key="Secret")
+    assert (await one.client.get("/generate")).status_code == 401
+    assert (await one.client.get("/nope")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/health"), ("GET", "/nope"), ("GET", "/generate"), ("POST", "/generate")]
+)
+async def test_any_origin_is_allowed_on_every_answer(harness, method, path):
+    answer = await harness().client.request(method, path)
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["vary"] == VARY
+
+
+async def test_a_refusal_for_want_of_a_key_has_the_headers_too(harness):
+    answer = await harness(api_key="k").client.post("/generate", json=BODY)
+    assert answer.status_code == 401
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+async def test_only_listed_origins_are_echoed_and_others_are_served_all_the_same(harness):
+    one = harness(cors_allow_origin=("https://a.example",))
+    answer = await one.client.post("/generate", json=BODY, headers={"origin": "https://a.example"})
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    answer = await one.client.post("/generate", json=BODY, headers={"origin": "https://b.example"})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/generate", "/nowhere"])
+async def test_options_is_answered_for_any_path_before_the_key(harness, path):
+    answer = await harness(api_key="Secret").client.options(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["access-control-allow-methods"] == "GET,POST"
+    assert answer.headers["access-control-allow-headers"] == "content-type"

@@ -1,0 +1,182 @@
+"""GET routes, unknown paths, readiness and metrics (conformance cases 60, 145 to 147, 167 to 169)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+
+from neuron_server.session import Phase
+
+INFO_KEYS = [
+    *("model_id", "model_sha", "model_pipeline_tag", "max_concurrent_requests", "max_best_of"),
+    *("max_stop_sequences", "max_input_tokens", "max_total_tokens", "validation_workers"),
+    *("max_client_batch_size", "router", "version", "sha", "docker_label"),
+]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping", "/"])
+async def test_a_ready_server_is_healthy_without_words(harness, path):
+    answer = await harness().client.get(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("phase", "opened", "shown"),
+    [
+        (Phase.LOADING, False, "loading"),
+        (Phase.WARMING_UP, False, "warming up"),
+        (Phase.FAILED, False, "failed"),
+        (Phase.READY, False, "loading"),  # the tokenizer is not there yet
+        (Phase.LOADING, True, "restarting"),
+        (Phase.WARMING_UP, True, "restarting"),
+    ],
+)
+async def test_health_tells_the_phase(harness, phase, opened, shown):
+    one = harness(opened=opened)
+    one.source.phase = phase
+    answer = await one.client.get("/health")
+    assert answer.status_code == 503
+    assert answer.json() == {"error": "unhealthy", "error_type": "healthcheck", "phase": shown}
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+async def test_a_loading_server_refuses_to_generate_and_says_why(harness, path):
+    one = harness(opened=False)
+    one.source.phase = Phase.WARMING_UP
+    answer = await one.generate("Hello", path)
+    assert answer.status_code == 503
+    assert answer.json()["error_type"] == "unavailable"
+    assert "warming up" in answer.json()["error"]
+
+
+async def test_a_restarting_generator_makes_requests_wait_not_fail(harness):
+    one = harness()
+    one.source.phase = Phase.LOADING
+    answer = await one.generate("Hello", max_new_tokens=1)  # the replica set is what waits
+    assert answer.status_code == 200
+
+
+async def test_a_draining_server_finishes_what_it_has_and_refuses_the_rest(harness):
+    one = harness()
+    one.source.gate.clear()
+    running = asyncio.create_task(one.generate("Hello", max_new_tokens=1))
+    await one.source.arrived.wait()
+    one.service.drain()
+    answer = await one.generate("Hello", "/generate_stream")
+    assert answer.status_code == 503
+    assert answer.json()["error_type"] == "unavailable"
+    assert "draining" in answer.json()["error"]
+    assert (await one.client.get("/health")).json()["phase"] == "draining"
+    idle = asyncio.create_task(one.service.idle())
+    one.source.gate.set()
+    assert (await running).status_code == 200
+    await idle
+
+
+async def test_info_has_tgis_keys_first_and_in_order(harness):
+    answer = await harness().client.get("/info")
+    info = answer.json()
+    assert list(info)[:14] == INFO_KEYS
+    assert info["model_id"] == "M"
+    assert info["max_input_tokens"] == 1024
+    assert info["model_sha"] is None
+    assert info["router"] == "text-generation-router"
+    assert info["model_dtype"] == "float32"
+
+
+async def test_info_answers_before_a_generator_is_there(harness):
+    one = harness(opened=False)
+    one.source.info = None
+    assert (await one.client.get("/info")).json()["model_dtype"] is None
+
+
+@pytest.mark.parametrize("path", ["/nope", "/generate/", "/v1/chat/completions", "/docs", "/openapi.json"])
+async def test_an_unknown_path_is_an_empty_404(harness, path):
+    one = harness()
+    for answer in (await one.client.get(path), await one.client.post(path, json={})):
+        assert (answer.status_code, answer.content) == (404, b"")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/generate", "POST"),
+        ("DELETE", "/generate_stream", "POST"),
+        ("POST", "/health", "GET,HEAD"),
+        ("PUT", "/", "GET,HEAD,POST"),
+    ],
+)
+async def test_a_wrong_method_is_an_empty_405_that_says_which_are_right(harness, method, path, allowed):
+    answer = await harness().client.request(method, path)
+    assert (answer.status_code, answer.content, answer.headers["allow"]) == (405, b"", allowed)
+
+
+# -- metrics -------------------------------------------------------------------------------------------------
+
+
+async def scrape(one) -> list[str]:
+    answer = await one.client.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    return answer.text.splitlines()
+
+
+async def test_families_appear_with_their_first_update(harness):
+    one = harness(opened=False)
+    assert await scrape(one) == []
+    one.service.open(one.service._tokenizer or object())
+    assert "tgi_queue_size 3" in await scrape(one)
+    assert "tgi_batch_current_size 2" in await scrape(one)
+
+
+async def test_one_generation_moves_tgis_metrics(harness):
+    one = harness()
+    await one.generate("Hello", max_new_tokens=3)
+    lines = await scrape(one)
+    assert "tgi_request_count 1" in lines
+    assert "tgi_request_success 1" in lines
+    assert 'tgi_request_duration_bucket{le="0.00015000000000000001"} 0' in lines
+    assert 'tgi_request_duration_bucket{le="+Inf"} 1' in lines
+    assert "tgi_request_duration_count 1" in lines
+    assert 'tgi_request_generated_tokens_bucket{le="2048"} 1' in lines
+    assert 'tgi_request_generated_tokens_bucket{le="20.48"} 1' in lines
+    assert "tgi_request_generated_tokens_sum 3" in lines
+    assert "tgi_request_input_length_sum 1" in lines
+    assert "tgi_request_max_new_tokens_sum 3" in lines
+    assert "# TYPE tgi_request_count counter" in lines
+    assert not [line for line in lines if "_total" in line or "_created" in line]
+    assert not [line for line in lines if line.startswith("tgi_request_failure")]
+    for name in ("validation", "queue", "inference", "mean_time_per_token"):
+        assert f"tgi_request_{name}_duration_count 1" in lines
+    bounds = [line for line in lines if line.startswith("tgi_request_duration_bucket")]
+    assert len(bounds) == 36
+
+
+async def test_every_line_is_exposition_format(harness):
+    one = harness()
+    await one.generate("Hello", max_new_tokens=3)
+    await one.generate("")
+    sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? \S+')
+    for line in await scrape(one):
+        assert not line or line.startswith(("# HELP ", "# TYPE ")) or sample.fullmatch(line), line
+
+
+async def test_each_kind_of_failure_is_counted(harness):
+    one = harness(max_best_of=1)
+    await one.generate("")
+    await one.generate("Hello", "/generate_stream", best_of=2)
+    await one.generate("Hello", best_of=2)  # TGI does not count this one
+    lines = await scrape(one)
+    assert 'tgi_request_failure{err="validation"} 2' in lines
+    assert "tgi_request_count 2" in lines
+    assert not [line for line in lines if line.startswith("tgi_request_success")]
+
+
+async def test_best_of_counts_once_but_each_copy_has_a_length(harness):
+    one = harness()
+    await one.generate("Hello", best_of=2, do_sample=True, max_new_tokens=2)
+    lines = await scrape(one)
+    assert "tgi_request_count 1" in lines
+    assert "tgi_request_success 1" in lines
+    assert "tgi_request_input_length_count 2" in lines
