@@ -225,7 +225,7 @@ async def test_a_device_failure_reaches_every_request_before_the_exit_with_4(gen
 
 async def test_a_model_that_is_not_there_ends_it_with_3_and_its_path(generator):
     arguments = to_argv(generator.config)
-    arguments[arguments.index("--model-path") + 1] = "/no/such/model"
+    arguments.append("--model-path=/no/such/model")
     code, out = await end_of(await generator.start(*arguments))
     assert code == ExitCode.MODEL
     assert "/no/such/model" in out

@@ -17,7 +17,7 @@ from neuron_server.engine.engine import Outcome
 from neuron_server.engine.loop_session import LoopSession, Ticket
 from neuron_server.engine.schedule import Policy
 from neuron_server.engine.warmup import warm_up
-from neuron_server.errors import GenerationError, NeuronTgiError, UnavailableError
+from neuron_server.errors import DeviceFailedError, GenerationError, NeuronTgiError, UnavailableError
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
 from neuron_server.session import Phase, Status
@@ -100,7 +100,7 @@ class EngineLoop:
             self._closing = True
             self._stop.set()
             self._commands.put(None)
-            self._fail_all("the generator is shutting down", UnavailableError)
+            self._fail_all(lambda: UnavailableError("the generator is shutting down"))
             for session in self._sessions:
                 session.end()
             self._settled.set()
@@ -153,7 +153,7 @@ class EngineLoop:
     def enqueue(self, ticket: Ticket, request: GenerationRequest) -> None:
         """Hand a request to the engine's thread, or answer it at once when that is gone."""
         if self._phase is Phase.FAILED:
-            ticket.session.fail(ticket, GenerationError(self._detail))
+            ticket.session.fail(ticket, self._failure())
         elif self._closing:
             ticket.session.fail(ticket, UnavailableError("the generator is shutting down"))
         else:
@@ -193,15 +193,20 @@ class EngineLoop:
     def _on_failure(self, error: BaseException) -> None:
         self._phase, self._fatal, self._free_slots = Phase.FAILED, error, 0
         self._detail = str(error) if isinstance(error, NeuronTgiError) else f"{type(error).__name__}: {error}"
-        self._fail_all(self._detail, GenerationError)
+        self._fail_all(self._failure)
         self._settled.set()
         if self._on_fatal is not None and not self._closing:
             self._on_fatal(error)
 
-    def _fail_all(self, message: str, kind: type[GenerationError] | type[UnavailableError]) -> None:
+    def _failure(self) -> NeuronTgiError:
+        """A dead device says so by its type: its requests can be resumed elsewhere."""
+        kind = DeviceFailedError if isinstance(self._fatal, DeviceFailedError) else GenerationError
+        return kind(self._detail)
+
+    def _fail_all(self, error: Callable[[], NeuronTgiError]) -> None:
         tickets, self._tickets = self._tickets, set()
         for ticket in tickets:
-            ticket.session.fail(ticket, kind(message))
+            ticket.session.fail(ticket, error())
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
@@ -215,7 +220,9 @@ class EngineLoop:
                 self._post(self._on_ready, backend.info)
                 self._serve(Batcher(backend, self._policy))
         except BaseException as error:  # the thread's edge: nothing may end it in silence
-            logger.error("the engine has failed: %s", error, exc_info=error)
+            # What was raised on purpose says it all in its sentence, which the program logs.
+            if not isinstance(error, NeuronTgiError):
+                logger.error("the engine has failed", exc_info=error)
             self._post(self._on_failure, error)
         finally:
             if backend is not None:

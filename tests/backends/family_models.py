@@ -1,4 +1,4 @@
-"""Tiny random models of every family promised exact, in each variant that takes another path through the code."""
+"""Tiny random models of every family promised exact, in each variant that takes a path of its own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CONFIGS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def save_tiny(family: str, variant: str, path: Path) -> Any:
-    """Save the model of ``CONFIGS[family, variant]`` to ``path``; return it as transformers loads it, float32."""
+    """Save the model of ``CONFIGS[family, variant]``; return it as transformers loads it, in float32."""
     torch.manual_seed(len(variant))
     config = AutoConfig.for_model(family, **CONFIGS[family, variant])
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
