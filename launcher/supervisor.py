@@ -205,9 +205,9 @@ class Supervisor:
             if await stop(child, grace_s, self._stopping.hurried):
                 log.info("%s terminated", child.name)
             else:
-                log.warning(
-                    "%s did not stop within %.0f s or in a hurry: %s killed", child.name, grace_s, child.name
-                )
+                hurried = self._stopping.hurried.is_set()
+                why = "a second signal asked for it" if hurried else f"it did not stop within {grace_s:.0f} s"
+                log.warning("%s killed: %s", child.name, why)
         janitor.forget(child.pid)
 
 

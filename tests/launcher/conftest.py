@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 #: Both stand-ins take the real command lines. What they do beyond that is in the environment.
 _GENERATOR = """
 import os, signal, socket, sys, time
-path = sys.argv[sys.argv.index("--uds-path") + 1]
+words = [w for a in sys.argv for w in a.split("=", 1)]
+path = words[words.index("--uds-path") + 1]
 count = os.environ["COUNT_FILE"]
 with open(count, "a") as f:
     f.write(f"{os.getpid()}\\n")
@@ -35,6 +36,8 @@ if what == "stubborn":
 if what == "huge":
     sys.stdout.write("x" * 3_000_000 + "\\nafter the huge line\\n")
     sys.stdout.flush()
+if what == "late":
+    open(os.environ["GATE"]).read()
 s = socket.socket(socket.AF_UNIX)
 s.bind(path)
 s.listen()
@@ -44,13 +47,15 @@ while True:
 """
 _ROUTER = """
 import os, signal, socket, sys, threading
-def value(flag): return sys.argv[sys.argv.index(flag) + 1]
+def value(flag):
+    words = [w for a in sys.argv for w in a.split("=", 1)]
+    return words[words.index(flag) + 1]
 mode = os.environ.get("ROUTER", "serve")
 if mode.startswith("exit"):
     print("the last words of the router")
     sys.exit(int(mode[4:]))
 def drain(*_):
-    print("router drains")
+    print("draining")
     sys.exit(0)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else drain)
 s = socket.socket()

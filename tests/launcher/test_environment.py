@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import os
+
+from launcher.environment import child_environment, runtime_environment
+from launcher.parameters import Parameters
+
+
+def test_children_know_their_launcher_and_get_no_secret():
+    env = child_environment(Parameters.of(), {"API_KEY": "hush", "NGROK_AUTHTOKEN": "hush", "OTHER": "1"})
+    assert env["NEURON_TGI_PARENT_PID"] == str(os.getpid())
+    assert env["OTHER"] == "1"
+    assert "hush" not in env.values()
+
+
+def test_the_hub_token_and_cache_are_passed_on():
+    assert child_environment(Parameters.of(), {"HF_API_TOKEN": "t", "HF_TOKEN": "u"})["HF_TOKEN"] == "t"
+    env = child_environment(Parameters.of(huggingface_hub_cache="/data"), {"HF_HUB_CACHE": "/old"})
+    assert (env["HUGGINGFACE_HUB_CACHE"], env["HF_HUB_CACHE"]) == ("/data", "/data")
+
+
+def test_the_runtime_environment_begins_as_issue_reports_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lines = runtime_environment().splitlines()
+    assert lines[0] == "Runtime environment:"
+    assert any(line.startswith("transformers: 4.") for line in lines)
+    assert lines[-2:] == ["neuron-ls:", "N/A"]
+
+
+def test_neuron_ls_is_shown_where_it_is(tmp_path, monkeypatch):
+    tool = tmp_path / "neuron-ls"
+    tool.write_text("#!/bin/sh\necho instance-type: inf2.xlarge\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runtime_environment().endswith("neuron-ls:\n    instance-type: inf2.xlarge")
