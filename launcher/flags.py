@@ -137,7 +137,7 @@ _HONOURED = (
     _text("prefill_mode", "insert (a new request leaves the others' KV cache alone) or rebuild (all prompts "
           "are prefilled again); auto means what the backend does best.", SCHEDULING, "auto",
           choices=("auto", "insert", "rebuild")),
-    _text("hostname", "IP address to listen on. Anything else is replaced by 0.0.0.0 with a warning: "
+    _text("hostname", "IP address to listen on, or localhost. Anything else becomes 0.0.0.0 with a warning: "
           "containers set HOSTNAME to their name.", HTTP, "0.0.0.0"),  # noqa: S104 as TGI
     _uint("port", "Port to listen on; 0 takes a free one.", HTTP, 3000, most=65535, short="-p"),
     _text("cors_allow_origin", "Origin that browsers may call from; may be repeated.", HTTP, many=True),

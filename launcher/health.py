@@ -57,10 +57,12 @@ async def _ask(address: str, port: int) -> Health:
 
 
 def _phase(body: bytes) -> str:
-    """What the body says, in one line: the ``error`` of TGI's error object, or the text itself."""
+    """What the body says, in one line: our ``phase``, else TGI's ``error``, else the text itself."""
     text = body.decode(errors="replace").strip()
     try:
         value = json.loads(text)
     except ValueError:
         return text[:200]
-    return str(value.get("error", text))[:200] if isinstance(value, dict) else text[:200]
+    if isinstance(value, dict):
+        text = str(value.get("phase") or value.get("error") or text)
+    return text[:200]

@@ -31,7 +31,14 @@ def socket_places(plan: LaunchPlan) -> Iterator[None]:
     """
     sockets = tuple(generator.uds_path for generator in plan.generators)
     if plan.socket_directory is not None:
-        os.mkdir(plan.socket_directory, mode=0o700)
+        try:
+            os.mkdir(plan.socket_directory, mode=0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"the directory for the sockets, {plan.socket_directory}, cannot be made ({error.strerror}): "
+                "set TMPDIR, or place the sockets with --shard-uds-path",
+                rule="socket",
+            ) from error
     else:
         for path in sockets:
             clear_stale(path, plan.socket_flag)

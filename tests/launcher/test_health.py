@@ -31,7 +31,11 @@ async def answering(data: bytes) -> AsyncIterator[int]:
             b'HTTP/1.1 503 Service Unavailable\r\n\r\n{"error":"loading","error_type":"unavailable"}',
             Health(503, "loading"),
         ),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\nwarming up\n", Health(503, "warming up")),
+        (
+            b'HTTP/1.1 503 Service Unavailable\r\n\r\n{"error":"unhealthy","phase":"warming up"}',
+            Health(503, "warming up"),
+        ),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\nloading\n", Health(503, "loading")),
         (b"HTTP/1.1 503 X\r\n\r\n[1]", Health(503, "[1]")),
         (b"", Health(0)),
         (b"what?", Health(0)),

@@ -80,6 +80,15 @@ def test_the_private_directory_is_gone_after_a_failure_too(tmp_path):
     assert not directory.exists()
 
 
+def test_a_temporary_directory_that_cannot_be_written_names_the_way_out(tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"TMPDIR.*--shard-uds-path") as caught,
+        socket_places(planned(directory=str(tmp_path / "no" / "private"))),
+    ):
+        pass
+    assert caught.value.rule == "socket"
+
+
 def test_a_placed_socket_is_cleared_before_and_removed_after(tmp_path):
     stale(tmp_path / "s-0")
     plan = planned(shard_uds_path=str(tmp_path / "s"))
