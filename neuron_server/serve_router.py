@@ -26,7 +26,6 @@ from neuron_server.lifeline import ExitCode, die_with_parent
 
 if TYPE_CHECKING:
     from neuron_server.router.replicas import ReplicaSet
-    from neuron_server.router.server import Server
     from neuron_server.router.service import GenerationService
     from neuron_server.text.tokenizer import Tokenizer
 
@@ -100,19 +99,21 @@ async def serve(config: RouterConfig, listener: socket.socket) -> int:
     stop = asyncio.Event()
     _stop_on_signals(service, stop)
     await generators.start()
-    opening = asyncio.create_task(_open(config, service, generators))
+    opening = asyncio.create_task(_open(config, service, generators, server.listening))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        return await _until_stopped(config, service, server, opening, serving, stop)
+        return await _until_stopped(config, service, opening, serving, stop)
     finally:
         opening.cancel()
+        await generators.close()  # what is still running ends with an error that its client can read
         server.should_exit = True
         await asyncio.wait({serving})
-        await generators.close()
         service.close()
 
 
-async def _open(config: RouterConfig, service: GenerationService, generators: ReplicaSet) -> None:
+async def _open(
+    config: RouterConfig, service: GenerationService, generators: ReplicaSet, listening: asyncio.Event
+) -> None:
     """Load the tokenizer beside the generators' loading, and begin to serve when both are there."""
 
     def load_tokenizer() -> Tokenizer:
@@ -120,6 +121,7 @@ async def _open(config: RouterConfig, service: GenerationService, generators: Re
 
         return load(config.tokenizer_path, trust_remote_code=config.trust_remote_code)
 
+    await listening.wait()  # the first answer to /health must not wait for imports that hold the interpreter
     tokenizer = await _in_daemon_thread(load_tokenizer)
     await generators.wait_ready()
     service.open(tokenizer)
@@ -144,7 +146,6 @@ def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 async def _until_stopped(
     config: RouterConfig,
     service: GenerationService,
-    server: Server,
     opening: asyncio.Task[None],
     serving: asyncio.Task[None],
     stop: asyncio.Event,
@@ -165,11 +166,10 @@ async def _until_stopped(
         await asyncio.wait_for(service.idle(), config.graceful_termination_timeout)
     except asyncio.TimeoutError:
         logger.warning(
-            "%d requests were not finished within --graceful-termination-timeout %g s and are dropped",
+            "%d requests were not finished within --graceful-termination-timeout %g s and end now",
             service.in_flight,
             config.graceful_termination_timeout,
         )
-        server.force_exit = True
     return ExitCode.OK
 
 

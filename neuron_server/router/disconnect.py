@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from types import TracebackType
 
 from starlette.types import Receive
@@ -25,7 +26,7 @@ class WhileConnected:
         self._gone = False
 
     async def __aenter__(self) -> None:
-        task = asyncio.current_task()
+        task = self._task = asyncio.current_task()
         assert task is not None
         self._watcher = asyncio.create_task(self._watch(task))
 
@@ -34,6 +35,8 @@ class WhileConnected:
     ) -> None:
         self._watcher.cancel()
         if self._gone and isinstance(error, asyncio.CancelledError):
+            if sys.version_info >= (3, 11) and self._task is not None:
+                self._task.uncancel()  # the request was the watcher's and has been met
             raise ClientGoneError from None
 
     async def _watch(self, task: asyncio.Task[object]) -> None:

@@ -86,6 +86,7 @@ class ReplicaSet:
             raise ValueError("at least one replica is needed")
         self._replicas = tuple(replicas)
         self._restart_wait_s = restart_wait_s
+        self._closing = asyncio.Event()
 
     async def start(self) -> None:
         """Start every replica's connection; returns at once."""
@@ -93,7 +94,8 @@ class ReplicaSet:
             await one.start()
 
     async def close(self) -> None:
-        """Close every connection. Idempotent."""
+        """Close every connection; streams that are open end with ``UnavailableError``. Idempotent."""
+        self._closing.set()
         for one in self._replicas:
             await one.close()
 
@@ -133,7 +135,7 @@ class ReplicaSet:
     # -- the call shape --------------------------------------------------------------------------------------
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        """See ``TokenSource``. Raises ``GenerationError`` once resubmitting has been given up."""
+        """See ``TokenSource``. ``GenerationError`` when it gives up, ``UnavailableError`` when closed."""
         tokens: list[int] = []
         losses = 0
         deadline_s = time.monotonic() + self._restart_wait_s
@@ -158,18 +160,25 @@ class ReplicaSet:
                     raise GenerationError(
                         f"the generator was lost {losses} times under this request ({error}); giving it up"
                     ) from error
-                logger.warning("resubmitting a request after %d tokens: %s", len(tokens), error)
+                if not self._closing.is_set():
+                    logger.warning("resubmitting a request after %d tokens: %s", len(tokens), error)
 
     async def _choose(self, deadline_s: float) -> Replica:
         """The ready replica with most free slots; waits for one if there is none."""
         while (left_s := deadline_s - time.monotonic()) > 0:
+            if self._closing.is_set():
+                raise UnavailableError("The server was stopped before this request was finished")
             if ready := self._ready():
                 return max(ready, key=_free)
             await self._any_ready(left_s)
         raise GeneratorLostError(f"no generator came back within {self._restart_wait_s:g} s")
 
+    async def _wait_closing(self) -> None:
+        await self._closing.wait()
+
     async def _any_ready(self, timeout_s: float | None) -> None:
         waits = [asyncio.ensure_future(one.wait_ready()) for one in self._replicas]
+        waits.append(asyncio.ensure_future(self._wait_closing()))
         try:
             await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -185,6 +185,22 @@ async def test_a_request_that_is_cancelled_while_it_waits_leaves_nothing():
     assert replica.requests == []
 
 
+async def test_closing_the_set_ends_what_runs_and_what_waits():
+    running, waiting = FakeReplica(lost_at=1), FakeReplica(ready=False)
+    replicas = ReplicaSet([running])
+    stream = replicas.stream(REQUEST)
+    await anext(stream)
+    await replicas.close()  # the replica loses its stream then
+    with pytest.raises(UnavailableError, match="stopped before"):
+        await anext(stream)
+    replicas = ReplicaSet([waiting])
+    task = asyncio.create_task(collect(replicas))
+    await asyncio.sleep(0)
+    await replicas.close()
+    with pytest.raises(UnavailableError, match="stopped before"):
+        await task
+
+
 async def test_one_ready_replica_is_a_ready_set():
     loading, ready = FakeReplica(ready=False), FakeReplica()
     replicas = ReplicaSet([loading, ready])
