@@ -21,13 +21,18 @@ _NEURON_LS_S = 10.0
 
 
 def child_environment(parameters: Parameters, environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` for a program: our process id, the hub settings, and no secret that it does not need."""
+    """``environ`` for a program: our process id, the hub settings, and no secret that it does not need.
+
+    ``COMPUTE_TYPE`` is what the header ``x-compute-type`` shows; TGI's own default names a GPU.
+    """
     secrets = {flag.variable for flag in FLAGS if flag.secret}
     env = {name: value for name, value in environ.items() if name not in secrets}
     env[PARENT_PID_VARIABLE] = str(os.getpid())
     # A pipe makes Python buffer its output, and the last words of a crash would be lost in it.
     env["PYTHONUNBUFFERED"] = "1"
     env.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    backend = parameters.text("backend")
+    env.setdefault("COMPUTE_TYPE", "1-cpu" if backend in (None, "auto") else f"1-{backend}")
     if token := environ.get("HF_API_TOKEN"):
         env["HF_TOKEN"] = token
     if cache := parameters.text("huggingface_hub_cache"):

@@ -110,7 +110,6 @@ _HONOURED = (
     _text("backend", "What runs the model; auto means neuron where a Neuron device is present, else cpu.",
           MODEL, "auto", choices=("auto", "cpu", "neuron", "fake")),
     _switch("trust_remote_code", "Run Python code found in the model directory; off unless asked.", MODEL),
-    _text("tokenizer_config_path", "Use this tokenizer_config.json (chat template), not the model's.", MODEL),
     _text("huggingface_hub_cache", "Directory for downloaded models.", MODEL),
     _uint("max_batch_size", "B, the slots of the static batch. A compiled model fixes it. Unset: "
           "max-batch-total-tokens / max-total-tokens where that is given, else 4.", SHAPE),
@@ -126,7 +125,8 @@ _HONOURED = (
     _uint("max_best_of", "Largest best_of.", LIMITS, 2),
     _uint("max_stop_sequences", "Largest number of stop sequences.", LIMITS, 4),
     _uint("max_top_n_tokens", "Largest top_n_tokens.", LIMITS, 5),
-    _uint("max_client_batch_size", "Prompts in one completions request.", LIMITS, 4),
+    _uint("max_client_batch_size", "Prompts in one completions request: shown by /info, but this release "
+          "does not serve /v1/completions.", LIMITS, 4),
     _uint("payload_limit", "Largest request body, in bytes.", LIMITS, 2_000_000),
     _uint("validation_workers", "Threads that tokenize prompts.", LIMITS, 2),
     Flag("waiting_served_ratio", float, "Queued requests join early when there are this many for each "
@@ -166,6 +166,7 @@ _ONE_DEVICE = "One generator process drives the device; nothing is exchanged bet
 _FIXED_KERNELS = "CUDA only; graphs here are compiled, or run by PyTorch on CPU."
 
 _IGNORED = (
+    _ignored("tokenizer_config_path", str, "It names a chat template; chat is not served in this release."),
     _ignored("prometheus_port", int, "/metrics is served on the main port."),
     _ignored("master_addr", str, _ONE_DEVICE),
     _ignored("master_port", int, _ONE_DEVICE),

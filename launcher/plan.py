@@ -242,7 +242,6 @@ def _router(
         api_key=parameters.text("api_key"),
         trust_remote_code=parameters.switch("trust_remote_code"),
         revision=model.revision,
-        tokenizer_config_path=parameters.text("tokenizer_config_path"),
         graceful_termination_timeout=float(parameters.counted("graceful_termination_timeout")),
         json_output=parameters.switch("json_output"),
     )

@@ -38,8 +38,8 @@ class Output:
     """Next-token logits of each row, in the caller's order.
 
     ``logits`` float32 (n, V), valid until the next call of the backend; the caller may write to it.
-    ``prompt_logprobs[i]``, where row i asked for it: float32 (len(tokens) - 1,), the natural log-probability of
-    tokens 1 .. of the row given those before it.
+    ``prompt_logprobs[i]``, where row i asked for it: float32 (len(tokens) - 1,), the natural log-probability
+    of tokens 1 .. of the row given those before it.
     """
 
     logits: npt.NDArray[np.float32]  # (n, V)
@@ -52,8 +52,8 @@ class BackendInfo:
 
     ``max_prompt_tokens`` (C): the longest prefill, 1 <= C <= T - 1 (in *rebuild* mode, the longest client
     prompt: histories up to T - 1 tokens must be accepted). ``prefill_mode``: see ``Backend.prefill``.
-    ``output``: what ``prefill`` and ``decode`` return (this release: ``logits``). ``can_score_prompt``: whether
-    ``prompt_logprobs`` are computed; where not, the rows' wish is ignored and the answer is ``None``.
+    ``output``: what ``prefill`` and ``decode`` return (this release: ``logits``). ``can_score_prompt``:
+    whether ``prompt_logprobs`` are computed; where not, the rows' wish is ignored and the answer ``None``.
     """
 
     shape: StaticShape
@@ -67,14 +67,14 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """One static batch on one device. Single-threaded: one call at a time, all from the thread that loaded it.
+    """One static batch on one device. One call at a time, all of them from the thread that loaded it.
 
     A slot is *live* from the call that fills it until ``release``. Everything wrong is refused before device
-    work with a ``BackendError``; padding, padding side, buckets and masks never leave the backend. A failure of
-    the device raises ``DeviceFailedError``; after it the backend is dead and its process exits.
+    work with a ``BackendError``; padding, padding side, buckets and masks never leave the backend. A failure
+    of the device raises ``DeviceFailedError``; after it the backend is dead and its process exits.
 
-    The rules exist because real devices corrupt silently: a live slot left out of a decode gets a garbage
-    write (``spec/neuron-models.md`` 3.4), and so does every slot when a one-token prompt is prefilled alone.
+    The rules exist because real devices corrupt silently. With optimum-neuron 0.4.5 a live slot left out of a
+    decode gets a garbage write, and so does every other slot when a one-token prompt is prefilled alone.
     """
 
     @property
@@ -93,7 +93,7 @@ class Backend(Protocol):
         ...
 
     def decode(self, rows: Sequence[DecodeRow]) -> Output:
-        """One step of **exactly all** live slots, plus any free slots that start at position 0 (one-token prompts).
+        """One step of **exactly all** live slots, and of any free slots that start at position 0.
 
         A free slot named with position 0 becomes live: a one-token prompt enters here, never through an
         inserting prefill.

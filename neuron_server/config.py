@@ -69,9 +69,6 @@ class RouterConfig:
     api_key: str | None = field(default=None, metadata={"help": "bearer token", "secret": True})
     trust_remote_code: bool = field(default=False, metadata={"help": "run tokenizer code of the model"})
     revision: str | None = field(default=None, metadata={"help": "resolved model revision, shown by /info"})
-    tokenizer_config_path: str | None = field(
-        default=None, metadata={"help": "overrides tokenizer_config.json"}
-    )
     graceful_termination_timeout: float = field(default=90.0, metadata={"help": "seconds to drain"})
     json_output: bool = field(default=False, metadata={"help": "log as JSON lines"})
 
@@ -88,7 +85,7 @@ def _flag(name: str) -> str:
 
 
 def to_argv(config: GeneratorConfig | RouterConfig) -> list[str]:
-    """The command line that ``from_argv`` reads back to an equal config (secrets excepted: ``secret_env``)."""
+    """The command line that ``from_argv`` reads back to an equal config, its secrets excepted."""
     argv: list[str] = []
     for f in fields(config):
         value = getattr(config, f.name)

@@ -14,7 +14,7 @@ class FinishReason(str, Enum):
     """Why a generation ended, with TGI's names."""
 
     LENGTH = "length"
-    EOS_TOKEN = "eos_token"
+    EOS_TOKEN = "eos_token"  # noqa: S105 not a password
     STOP_SEQUENCE = "stop_sequence"
 
 
@@ -30,10 +30,10 @@ class TopToken:
 class TokenEvent:
     """One new token of one request.
 
-    ``logprob`` (nats, of the distribution after penalties and warpers, as TGI reports it) is ``None`` when the
-    backend did not compute it. Only the last event carries ``finish``. Only the first event after a submission
-    carries ``queue_s`` (seconds between submission and the start of the prefill) and, if asked for and
-    available, ``prompt_logprobs`` (one per prompt token, the first ``None``).
+    ``logprob`` (nats, of the distribution after penalties and warpers, as TGI reports it) is ``None`` when
+    the backend did not compute it. Only the last event carries ``finish``. Only the first event after a
+    submission carries ``queue_s`` (seconds between submission and the start of the prefill) and, if asked
+    for and available, ``prompt_logprobs`` (one per prompt token, the first ``None``).
     """
 
     token_id: int

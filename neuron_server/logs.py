@@ -1,7 +1,7 @@
 """The one logger set-up of all three programs.
 
-Text lines look like TGI's (``2026-01-01T00:00:00.000000Z  INFO target: message``); ``--json-output`` gives one
-object per line with ``timestamp``, ``level``, ``message``, ``target``.
+Text lines look like TGI's (``2026-01-01T00:00:00.000000Z  INFO target: message``); ``--json-output`` gives
+one object per line with ``timestamp``, ``level``, ``message``, ``target``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LEVELS = {"TRACE": logging.DEBUG, "WARN": logging.WARNING, "OFF": logging.CRITI
 
 
 def level_from_env(default: str = "INFO") -> int:
-    """The level named by ``LOG_LEVEL``: the first plain word of its filter expression; unknown words mean INFO."""
+    """The level that ``LOG_LEVEL`` names with the first plain word of its filter expression; else INFO."""
     text = os.environ.get("LOG_LEVEL", "") or default
     for part in text.split(","):
         if "=" not in part:
@@ -59,7 +59,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def setup(*, json_output: bool = False, level: int | None = None) -> None:
-    """Send every logger of this process to stdout, once. Called by each program's ``main`` and nowhere else."""
+    """Send every logger of this process to stdout. Called by each program's ``main`` and nowhere else."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonFormatter() if json_output else _TextFormatter())
     root = logging.getLogger()

@@ -35,7 +35,7 @@ class GenerationRequest:
     ``input_ids`` are the prompt followed by the tokens generated so far, so a request is *resumable* on any
     replica: the next token has index ``len(input_ids) - prompt_length`` and its draw depends on nothing but
     (seed, index). ``max_new_tokens`` counts from here; ``len(input_ids) + max_new_tokens <= T`` and >= 1.
-    ``stop_ids`` are the ids that end the text (every EOS id of the generation config); empty means ignore EOS.
+    ``stop_ids`` end the text (every EOS id of the generation config); empty means ignore EOS.
     ``prompt_logprobs`` asks for the log-probability of each prompt token on the first event.
     """
 

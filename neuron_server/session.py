@@ -46,7 +46,7 @@ class Step:
 
 
 class Session(Protocol):
-    """All requests of one connection. Ids are chosen by the caller and unique among the session's open ones."""
+    """All requests of one connection. The caller chooses ids, unique among the session's open requests."""
 
     def submit(self, request_id: int, request: GenerationRequest) -> None:
         """Queue a request. What is wrong with it comes back as an error of a step, never as an exception."""

@@ -44,8 +44,7 @@ FULL_ROUTER = RouterConfig(
     cors_allow_origin=("https://a.example", "https://b.example"),
     api_key="s3cret",
     trust_remote_code=True,
-    revision="abc",
-    tokenizer_config_path="-odd/name.json",
+    revision="-odd",
     graceful_termination_timeout=1.5,
     json_output=True,
 )
