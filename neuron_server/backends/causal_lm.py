@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from neuron_server.backends.attention import use_grouped_attention
 from neuron_server.backends.families import MaskPlan, plan_mask
 from neuron_server.backends.masks import decode_mask
 from neuron_server.backends.static_cache import DecodeWindow, LayerShape, PrefillWindow, StaticKVCache
@@ -23,6 +24,7 @@ class CausalLM:
 
     def __init__(self, model: Any) -> None:  # Any: a PreTrainedModel, which is typed in part only
         self.model = model.eval()
+        use_grouped_attention(model)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_cache_position = "cache_position" in parameters
