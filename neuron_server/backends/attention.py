@@ -1,8 +1,8 @@
 """Attention of one new token over grouped KV heads, without repeating the cache for every query head.
 
 For a masked decode step transformers expands keys and values to one per query head, which copies the
-attended cache several times over in every layer. But queries that share a KV head can stand where a sequence of
-queries would: the mask of a single token holds for each of them, so the kernel reads the cache where it lies.
+attended cache several times over in every layer. But queries that share a KV head can stand where a sequence
+of queries would: the mask of a single token holds for each of them, so the kernel reads the cache in place.
 """
 
 from __future__ import annotations
