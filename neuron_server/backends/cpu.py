@@ -21,6 +21,7 @@ from neuron_server.backends.poison import Poison
 from neuron_server.backends.self_check import check_model
 from neuron_server.backends.slots import SlotTable
 from neuron_server.backends.static_cache import DecodeWindow, StaticKVCache
+from neuron_server.backends.threads import use_threads_for
 from neuron_server.config import GeneratorConfig
 from neuron_server.errors import DeviceFailedError, ModelError
 from neuron_server.models import check_supported, check_weights, read_model
@@ -76,7 +77,7 @@ class CpuBackend:
                 f"--max-length {config.max_length} exceeds the {facts.max_positions} positions of the model",
                 rule="max_positions",
             )
-        check_weights(config.model_path)
+        use_threads_for(check_weights(config.model_path).total_bytes)
         lm = load_causal_lm(config.model_path, config.dtype, trust_remote_code=config.trust_remote_code)
         if not facts.exact or config.trust_remote_code:
             check_model(lm, facts.model_type, max_length=config.max_length)
