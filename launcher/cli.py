@@ -33,9 +33,14 @@ log = logging.getLogger("text_generation_launcher")
 #: What clients see as the name of the embedded model.
 DEMO_MODEL_ID = "neuronx-tgi-demo"
 
+#: Columns of a ``--help`` that no terminal shows (``docker run IMAGE --help``): no flag's name is cut.
+_HELP_WIDTH = "120"
+
 
 def main() -> None:
     """The console entry point; ends the process with a status from the table of exit codes."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("TERMINAL_WIDTH", _HELP_WIDTH)  # typer reads it
     try:
         build(launch)()
     except (ConfigError, ModelError) as error:

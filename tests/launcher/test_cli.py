@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.exit_codes import exit_code
+from launcher.flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
 MAIN = (sys.executable, "-c", "from launcher.cli import main; main()")
@@ -29,6 +30,13 @@ def test_version():
     done = run("--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("text-generation-launcher ")
+
+
+def test_help_without_a_terminal_shows_every_flag_by_its_whole_name():
+    done = run("--help")
+    assert done.returncode == 0
+    words = set(done.stdout.split())
+    assert [flag.option for flag in FLAGS if flag.option not in words] == []
 
 
 def test_an_unknown_flag_is_a_usage_error():
