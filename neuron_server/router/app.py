@@ -8,6 +8,7 @@ from importlib import metadata
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -116,6 +117,7 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(NeuronTgiError, known)
     app.add_exception_handler(HTTPException, no_route)
     app.add_exception_handler(ClientGoneError, gone)
+    app.add_exception_handler(ClientDisconnect, gone)  # in the middle of its body
     app.add_exception_handler(Exception, defect)
 
 

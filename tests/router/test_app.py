@@ -113,6 +113,28 @@ async def test_a_wrong_method_is_an_empty_405_that_says_which_are_right(harness,
     assert (answer.status_code, answer.content, answer.headers["allow"]) == (405, b"", allowed)
 
 
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_defect(harness, caplog, path):
+    one = harness()
+    messages = iter(
+        [{"type": "http.request", "body": b'{"inp', "more_body": True}, {"type": "http.disconnect"}]
+    )
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"40")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    sent = []
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    await one.app(scope, receive, send)  # raises nothing, so that uvicorn has no traceback to log
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert sent[0]["status"] == 499
+    assert one.source.requests == []
+
+
 # -- metrics -------------------------------------------------------------------------------------------------
 
 
