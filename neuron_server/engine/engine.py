@@ -57,7 +57,7 @@ class Engine(Generic[Key]):
         self._clock = clock
         self._slots: list[Slot[Key] | None] = [None] * backend.info.shape.batch_size
         self._places: dict[Key, int] = {}
-        #: Seconds that running requests have stood still in prefills since the last decode.
+        #: Seconds that running requests have stood still in prefills since the last decode; 0 when none run.
         self.stalled_s = 0.0
         #: Decode steps since the last request joined.
         self.steps_since_join = 0
@@ -141,9 +141,7 @@ class Engine(Generic[Key]):
     def _insert(self, joiner: Joiner[Key], outcome: Outcome[Key]) -> None:
         index, slot = self._slots.index(None), self._slot(joiner)
         first = slot.tokens[: self.info.max_prompt_tokens]
-        if (
-            len(first) == 1
-        ):  # a prefill would corrupt the other slots; the next decode starts it at position 0
+        if len(first) == 1:  # no prefill, which would corrupt the other slots: decode starts it
             if joiner.request.prompt_logprobs and self.info.can_score_prompt:
                 slot.prompt_logprobs = (None,)
             self._occupy(index, slot)
@@ -264,5 +262,7 @@ class Engine(Generic[Key]):
                 live += [index] if slot.live else []
                 del self._places[slot.key]
                 self._slots[index] = None
+        if not self._places:
+            self.stalled_s = 0.0
         if live:
             self._backend.release(live)

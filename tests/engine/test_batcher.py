@@ -106,6 +106,22 @@ def test_a_bound_of_zero_still_lets_one_prompt_in_per_step() -> None:
     assert len(backend.live) == 3
 
 
+def test_a_stall_that_everybody_left_does_not_hold_up_the_queue() -> None:
+    now = [0.0]
+    backend = ModelBackend(4, 24, on_prefill=lambda rows: now.__setitem__(0, now[0] + 2.0))
+    policy = Policy(waiting_served_ratio=0.0, max_prefill_stall_s=1.0)
+    batcher: Batcher[str] = Batcher(backend, policy, clock=lambda: now[0])
+    batcher.submit("a", ask(1, 2, new=20))
+    turn(batcher)
+    batcher.submit("b", ask(1, 2, new=20))
+    batcher.submit("c", ask(1, 2))
+    turning = batcher.turn()
+    next(turning)  # a has now stood still for longer than the bound
+    batcher.cancel("a")
+    batcher.cancel("b")
+    assert [key for outcome in turning for key, _ in outcome.tokens] == ["c", "c"]
+
+
 def test_first_tokens_are_handed_out_prompt_by_prompt() -> None:
     backend = ModelBackend(4, 24)
     batcher: Batcher[str] = Batcher(backend, EAGER)
