@@ -2,17 +2,17 @@
 
 The four parameters keep the meaning they have in TGI's router as far as a static batch allows:
 
-- At most one group of prefills between two decodes, as in TGI. - ``waiting_served_ratio`` (W): while
-requests run, a group starts only when the queue holds floor(running x W)
-  requests. TGI also puts an accepted group back when it turns out smaller than that. Not here: slots that are
-  free cost the same as occupied ones, so the number wanted is never more than the free slots could take.
+- At most one group of prefills between two decodes, as in TGI.
+- ``waiting_served_ratio`` (W): while requests run, a group starts only when the queue holds
+  floor(running x W) requests. TGI also puts an accepted group back when it turns out smaller than that. Not
+  here: slots that are free cost the same as occupied ones, so the number wanted is never more than the free
+  slots could take.
 - ``max_waiting_tokens`` (T): no such minimum once this many steps have passed since the last join. As in TGI
   the step about to run counts, so 0 and 1 both mean "never wait".
 - ``max_batch_prefill_tokens`` (P): the group is cut where (n + 1) x longest prompt would exceed P, TGI's
-count
-  for padded prompts. A head of the queue that is longer than P by itself (a resumed request) goes alone
-  instead of blocking the queue for good. In *rebuild* mode the histories of running rows are prefilled
-  again as well; they are not counted, or a full batch could never take anyone in.
+  count for padded prompts. A head of the queue that is longer than P by itself (a resumed request) goes alone
+  instead of blocking the queue for good. In *rebuild* mode the histories of running rows are prefilled again
+  as well; they are not counted, or a full batch could never take anyone in.
 - TGI's ``max_batch_total_tokens`` has no part: the reservation is B x T, always, and a free slot is T tokens.
 - One-token prompts cost no prefill in *insert* mode (they join the next decode), so they neither wait for a
   minimum nor count towards P.
