@@ -100,8 +100,9 @@ class ReplicaSet:
             await one.close()
 
     async def wait_ready(self) -> None:
-        """Until one replica at least can serve; without bound."""
+        """Until one replica at least can serve; without bound. ``UnavailableError`` when closed."""
         while not self._ready():
+            self._refuse_if_closed()
             await self._any_ready(None)
 
     # -- state -----------------------------------------------------------------------------------------------
@@ -166,19 +167,22 @@ class ReplicaSet:
     async def _choose(self, deadline_s: float) -> Replica:
         """The ready replica with most free slots; waits for one if there is none."""
         while (left_s := deadline_s - time.monotonic()) > 0:
-            if self._closing.is_set():
-                raise UnavailableError("The server was stopped before this request was finished")
+            self._refuse_if_closed()
             if ready := self._ready():
                 return max(ready, key=_free)
             await self._any_ready(left_s)
         raise GeneratorLostError(f"no generator came back within {self._restart_wait_s:g} s")
 
-    async def _wait_closing(self) -> None:
-        await self._closing.wait()
+    def _refuse_if_closed(self) -> None:
+        if self._closing.is_set():
+            raise UnavailableError("The server was stopped before this request was finished")
 
     async def _any_ready(self, timeout_s: float | None) -> None:
-        waits = [asyncio.ensure_future(one.wait_ready()) for one in self._replicas]
-        waits.append(asyncio.ensure_future(self._wait_closing()))
+        """Until a replica says that it is ready, the set is closed, or ``timeout_s`` have passed."""
+        waits: list[asyncio.Future[object]] = [
+            asyncio.ensure_future(wait)
+            for wait in (self._closing.wait(), *(one.wait_ready() for one in self._replicas))
+        ]
         try:
             await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:

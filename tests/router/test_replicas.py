@@ -210,6 +210,15 @@ async def test_one_ready_replica_is_a_ready_set():
     assert replicas.info is not None
 
 
+async def test_waiting_for_a_replica_ends_with_the_set():
+    replicas = ReplicaSet([FakeReplica(ready=False)])
+    task = asyncio.create_task(replicas.wait_ready())
+    await asyncio.sleep(0)
+    await replicas.close()
+    with pytest.raises(UnavailableError, match="stopped"):
+        await asyncio.wait_for(task, 1.0)
+
+
 def test_a_set_needs_a_replica():
     with pytest.raises(ValueError, match="at least one"):
         ReplicaSet([])
