@@ -35,9 +35,9 @@ _ROUTER_MARGIN_S = 3.0
 _GENERATOR_GRACE_S = 5.0
 _PROBE_S = 0.1
 _WAITING_LOG_S = 10.0
-#: The router's exit status when its port was taken between our look and its own.
-_ROUTER_PORT_IN_USE = 6
 _START_FAILURES: Mapping[int, str] = {ExitCode.MODEL: "model", ExitCode.DEVICE: "device_failed"}
+#: A port may be taken between our look and the router's; what it loads of the model is the tokenizer.
+_ROUTER_FAILURES: Mapping[int, str] = {ExitCode.MODEL: "model", ExitCode.ADDRESS: "port_in_use"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class Supervisor:
         how = router.how_it_ended()
         words = f"; its last words:\n{router.last_words}" if router.last_words else ", without a word"
         log.error("Webserver Crashed: it %s%s", how, words)
-        rule = "port_in_use" if router.ended.result() == _ROUTER_PORT_IN_USE else "router_failed"
+        rule = _ROUTER_FAILURES.get(router.ended.result(), "router_failed")
         return LaunchError(f"the router {how}", rule=rule, kind="WebserverFailed")
 
     # -- stopping --------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class ExitCode(IntEnum):
     """The model cannot be loaded; a restart would fail the same way."""
     DEVICE = 4
     """The device failed under way; a restart may help."""
+    ADDRESS = 6
+    """The router cannot listen where it was told to."""
 
 
 def die_with_parent() -> None:

@@ -33,15 +33,12 @@ logger = logging.getLogger("neuron_server.router")
 
 T = TypeVar("T")
 
-#: Exit status when ``--hostname`` and ``--port`` cannot be listened on; the others are ``ExitCode``'s.
-EXIT_ADDRESS = 6
-
 #: Connections the kernel keeps for the program while it is still importing.
 _BACKLOG = 2048
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal; the exit status is an ``ExitCode`` (0 after a drain) or ``EXIT_ADDRESS``."""
+    """Serve until a signal; the exit status is an ``ExitCode`` (0 after a drain)."""
     signal.signal(signal.SIGTERM, _stop_before_start)
     config = from_argv(
         RouterConfig, sys.argv[1:] if argv is None else argv, prog="serve_router", description="HTTP router"
@@ -54,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         listener = listen(config.hostname, config.port)
     except ConfigError as error:
         logger.error("%s", error)
-        return EXIT_ADDRESS
+        return ExitCode.ADDRESS
     import uvloop
 
     with listener:

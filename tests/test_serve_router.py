@@ -19,6 +19,7 @@ import pytest
 from neuron_server import serve_router
 from neuron_server.config import RouterConfig, to_argv
 from neuron_server.errors import ConfigError
+from neuron_server.lifeline import ExitCode
 
 DEMO_MODEL = Path(serve_router.__file__).parent / "demo_model"
 
@@ -111,7 +112,7 @@ def test_a_taken_port_is_one_clear_sentence_and_its_own_status(tmp_path):
         port = taken.getsockname()[1]
         with router(tmp_path, port=port) as process:
             output, _ = process.communicate(timeout=30)
-    assert process.returncode == serve_router.EXIT_ADDRESS == 6
+    assert process.returncode == ExitCode.ADDRESS == 6
     assert f"--port {port} is taken on 127.0.0.1" in output
     assert "Traceback" not in output
 
@@ -119,7 +120,7 @@ def test_a_taken_port_is_one_clear_sentence_and_its_own_status(tmp_path):
 def test_a_missing_tokenizer_ends_the_program_with_a_sentence(tmp_path):
     with router(tmp_path, tokenizer_path=tmp_path / "nowhere") as process:
         output, _ = process.communicate(timeout=60)
-    assert process.returncode == 3
+    assert process.returncode == ExitCode.MODEL
     assert "nowhere' is not a directory" in output
     assert "Traceback" not in output
 

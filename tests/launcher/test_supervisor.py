@@ -136,7 +136,9 @@ async def test_a_generator_that_ends_before_it_was_ready_ends_everything(scene, 
     assert "the last words of the generator" in line
 
 
-@pytest.mark.parametrize(("status", "rule"), [(1, "router_failed"), (6, "port_in_use"), (0, "router_failed")])
+@pytest.mark.parametrize(
+    ("status", "rule"), [(1, "router_failed"), (3, "model"), (6, "port_in_use"), (0, "router_failed")]
+)
 async def test_a_router_that_ends_ends_everything(scene, heard, status, rule):
     async with scene({"ROUTER": f"exit{status}"}) as made:
         with pytest.raises(LaunchError) as caught:
