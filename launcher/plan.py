@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from dataclasses import dataclass
 
 from launcher.host import Host
@@ -15,6 +14,7 @@ from launcher.parameters import Given, Parameters, Source, shown
 from launcher.static_values import StaticValues, static_values
 from neuron_server.backend import PrefillMode
 from neuron_server.config import BackendName, DType, GeneratorConfig, RouterConfig
+from neuron_server.device_clock import FORM, parse_clock
 from neuron_server.errors import ConfigError
 from neuron_server.models import ModelFacts, check_supported
 from neuron_server.shape import StaticShape
@@ -23,7 +23,6 @@ from neuron_server.shape import StaticShape
 _SOCKET_PATH_BYTES = 107
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 TGI's default
-_CLOCK = re.compile(r"[0-9.]+:[0-9]+=[0-9.]+(,[0-9]+=[0-9.]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +143,13 @@ def _backend(parameters: Parameters, host: Host) -> BackendName:
                 f"{parameters[name]}, but works only with --backend cpu, not {backend}", rule="emulation"
             )
     clock = parameters.text("simulated_clock")
-    if clock is not None and not _CLOCK.fullmatch(clock):
-        raise ConfigError(
-            f"{parameters['simulated_clock']}, but must be PREFILL_S:B=STEP_S,..., for example "
-            "0.3:1=0.02,16=0.04",
-            rule="emulation",
-        )
+    if clock is not None:
+        try:
+            parse_clock(clock)
+        except ValueError as error:
+            raise ConfigError(
+                f"{parameters['simulated_clock']}, but {error}; it must be {FORM}", rule="emulation"
+            ) from error
     return backend
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from neuron_server.backend import Backend
+from neuron_server.backends.simulated import SimulatedBackend
 from neuron_server.config import GeneratorConfig
-from neuron_server.errors import ModelError
+from neuron_server.device_clock import FORM, DeviceClock, parse_clock
+from neuron_server.errors import ConfigError, ModelError
 
 #: name -> "module:class"; imported only when chosen, so that ``fake`` needs no torch.
 BACKENDS: Mapping[str, str] = {
@@ -44,11 +46,17 @@ def load_backend(config: GeneratorConfig) -> Backend:
             f"there is no backend {config.backend!r}; available are {', '.join(BACKENDS)}",
             rule="backend_unavailable",
         )
+    clock = _clock(config.simulated_clock)
     module, _, name = BACKENDS[config.backend].partition(":")
     kind: type[_Loadable] = getattr(importlib.import_module(module), name)
     backend: Backend = kind.load(config)
-    if config.simulated_clock is None:
-        return backend
-    from neuron_server.backends.simulated import SimulatedBackend, parse_clock
+    return backend if clock is None else SimulatedBackend(backend, clock)
 
-    return SimulatedBackend(backend, parse_clock(config.simulated_clock))
+
+def _clock(text: str | None) -> DeviceClock | None:
+    try:
+        return None if text is None else parse_clock(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--simulated-clock {text!r}: {error}; it must be {FORM}", rule="emulation"
+        ) from error

@@ -13,6 +13,7 @@ from neuron_server.backends.fake import FakeBackend
 from neuron_server.backends.registry import BACKENDS
 from neuron_server.backends.simulated import SimulatedBackend
 from neuron_server.config import GeneratorConfig
+from neuron_server.device_clock import FORM
 from neuron_server.errors import ConfigError, ModelError
 
 
@@ -40,8 +41,11 @@ def test_a_simulated_clock_wraps_any_backend(directory: Path) -> None:
 
 
 def test_a_wrong_clock_is_a_configuration_error(directory: Path) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         load_backend(config(directory, simulated_clock="fast"))
+    assert caught.value.rule == "emulation"
+    assert "--simulated-clock 'fast'" in str(caught.value)
+    assert FORM in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["neuron", "neuron_legacy", "gpu"])

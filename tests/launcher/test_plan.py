@@ -212,7 +212,9 @@ def test_emulation_needs_the_cpu_backend(values):
     assert "--backend cpu" in text
 
 
-@pytest.mark.parametrize("clock", ["1", "0.3:", "0.3:1", "0.3:1=0.1,", "fast"])
+@pytest.mark.parametrize(
+    "clock", ["1", "0.3:", "0.3:1", "0.3:1=0.1,", "fast", "0.3:0=1", "0.3:1=1,1=2", "1.2.3:1=1"]
+)
 def test_a_clock_that_cannot_be_read_is_refused_with_an_example(clock):
     rule, text = refused(simulated_clock=clock)
     assert rule == "emulation"
