@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -209,6 +210,7 @@ def test_make_names_the_image_by_the_version_of_pyproject(target, suffix):
     command = subprocess.run(
         ["make", "--dry-run", "neuronx-tgi", f"TARGET={target}", "DOCKER=builder"],
         cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},  # nothing of the make that may be running this test
         check=True,
         capture_output=True,
         text=True,
