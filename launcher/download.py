@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from pathlib import Path
 from launcher.child import Child, Forward, ended_before, stop
 from launcher.exit_codes import LaunchError
 from launcher.parameters import Parameters
+from launcher.program import program
 from launcher.stopping import Stopping
 from neuron_server.errors import ModelError
 
 log = logging.getLogger("text_generation_launcher")
 
-PROGRAM = (sys.executable, "-m", "neuron_server.download_weights")
+PROGRAM = program("neuron_server.download_weights")
 _GRACE_S = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from launcher.exit_codes import LaunchError
 from launcher.health import ask, url
 from launcher.janitor import Janitor
 from launcher.plan import LaunchPlan
+from launcher.program import program
 from launcher.sockets import clear_stale, free_port, socket_places
 from launcher.stopping import Stopping
 from neuron_server.config import RouterConfig, secret_env, to_argv
@@ -44,8 +44,8 @@ _ROUTER_FAILURES: Mapping[int, str] = {ExitCode.MODEL: "model", ExitCode.ADDRESS
 class Programs:
     """The command lines that the configs are appended to."""
 
-    generator: Sequence[str] = (sys.executable, "-m", "neuron_server.serve_generator")
-    router: Sequence[str] = (sys.executable, "-m", "neuron_server.serve_router")
+    generator: Sequence[str] = program("neuron_server.serve_generator")
+    router: Sequence[str] = program("neuron_server.serve_router")
 
 
 class Supervisor:

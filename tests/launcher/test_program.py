@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from launcher.program import program
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 11)])
+def test_a_program_imports_nothing_from_the_current_directory(tmp_path, version):
+    planted, package = tmp_path / "planted", tmp_path / "package"
+    for directory in (planted, package):
+        directory.mkdir()
+    (planted / "json.py").write_text("raise SystemExit('the planted module ran')")
+    (planted / "ours.py").write_text("raise SystemExit('the planted program ran')")
+    (package / "ours.py").write_text("import json, sys; print(__name__, json.dumps(sys.argv[1:]))")
+    done = subprocess.run(
+        [*program("ours", version=version), "--flag", "value"],
+        cwd=planted,
+        env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, '__main__ ["--flag", "value"]\n'), done.stderr
