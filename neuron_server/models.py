@@ -24,6 +24,7 @@ __all__ = [
     "WeightFiles",
     "check_supported",
     "check_weights",
+    "read_eos_ids",
     "read_model",
 ]
 
@@ -106,7 +107,7 @@ class ModelFacts:
 
     ``max_positions``: the longest text the positions allow, in tokens; ``None`` when unbounded (ALiBi).
     ``kv_heads`` counts the heads that are *cached* (falcon's new decoder caches every head). ``dtype`` is
-    the checkpoint's. ``eos_token_ids``: the ids that end a text, those of ``generation_config.json`` first.
+    the checkpoint's. ``eos_token_ids``: see ``read_eos_ids``.
     """
 
     model_type: str
@@ -117,8 +118,7 @@ class ModelFacts:
     head_dim: int | None
     vocab_size: int
     dtype: str | None
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: frozenset[int] = frozenset()
     is_encoder_decoder: bool = False
     quantization: str | None = None
     static: StaticFacts | None = None
@@ -150,9 +150,17 @@ def read_model(path: str | Path) -> ModelFacts:
     if not (root / "config.json").is_file():
         raise ModelError(f"model directory {str(path)!r} holds no config.json", rule="model_missing")
     config = _Json.load(root / "config.json")
-    generation_path = root / "generation_config.json"
-    generation = _Json.load(generation_path) if generation_path.is_file() else _Json({}, generation_path)
-    return _facts(config, generation, _static(root, config))
+    return _facts(config, read_eos_ids(root), _static(root, config))
+
+
+def read_eos_ids(path: str | Path) -> frozenset[int]:
+    """The ids that end a text: those of ``generation_config.json``, else of ``config.json``, else none.
+
+    Raises ``ModelError`` (rule ``config_corrupt``).
+    """
+    files = (Path(path) / name for name in ("generation_config.json", "config.json"))
+    found = (_Json.load(file).ids("eos_token_id") for file in files if file.is_file())
+    return frozenset(next(filter(None, found), ()))
 
 
 def check_supported(facts: ModelFacts, *, trust_remote_code: bool = False) -> None:
@@ -245,11 +253,9 @@ class _Json:
         return tuple(i for i in ids if i >= 0)
 
 
-def _facts(config: _Json, generation: _Json, static: StaticFacts | None) -> ModelFacts:
+def _facts(config: _Json, eos_token_ids: frozenset[int], static: StaticFacts | None) -> ModelFacts:
     architectures = config.values.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
-    eos = dict.fromkeys(generation.ids("eos_token_id") or config.ids("eos_token_id"))
-    bos = (generation.ids("bos_token_id") or config.ids("bos_token_id"))[:1]
     quantization = config.object("quantization_config")
     return ModelFacts(
         model_type=config.text("model_type") or "",
@@ -260,8 +266,7 @@ def _facts(config: _Json, generation: _Json, static: StaticFacts | None) -> Mode
         head_dim=_head_dim(config),
         vocab_size=config.required("vocab_size", "padded_vocab_size"),
         dtype=_dtype(config.text("torch_dtype", "dtype")),
-        bos_token_id=bos[0] if bos else None,
-        eos_token_ids=tuple(eos),
+        eos_token_ids=eos_token_ids,
         is_encoder_decoder=config.boolean("is_encoder_decoder"),
         quantization=(quantization.text("quant_method") or "unknown method") if quantization else None,
         static=static,

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from neuron_server.errors import ModelError
-from neuron_server.models import EXACT_FAMILIES, REFUSED_FAMILIES, ModelFacts, check_supported, read_model
+from neuron_server.models import (
+    EXACT_FAMILIES,
+    REFUSED_FAMILIES,
+    ModelFacts,
+    check_supported,
+    read_eos_ids,
+    read_model,
+)
 from neuron_server.shape import StaticShape
 
 LLAMA = {
@@ -62,8 +69,7 @@ def test_a_llama_is_read(tmp_path: Path) -> None:
         head_dim=128,
         vocab_size=128256,
         dtype="bfloat16",
-        bos_token_id=128000,
-        eos_token_ids=(128001, 128008, 128009),
+        eos_token_ids=frozenset({128001, 128008, 128009}),
     )
 
 
@@ -71,15 +77,20 @@ def test_the_old_names_of_gpt2_are_read(tmp_path: Path) -> None:
     old = {"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12}
     found = read_model(write(tmp_path, {**old, "n_positions": 1024, "n_ctx": 1024, "eos_token_id": 50256}))
     assert (found.num_layers, found.kv_heads, found.head_dim) == (12, 12, 64)
-    assert (found.max_positions, found.eos_token_ids, found.dtype) == (1024, (50256,), None)
+    assert (found.max_positions, found.eos_token_ids, found.dtype) == (1024, {50256}, None)
 
 
 def test_the_generation_config_decides_what_ends_a_text(tmp_path: Path) -> None:
-    generation = {"eos_token_id": [7, 8, 7], "bos_token_id": 6}
-    found = read_model(write(tmp_path, LLAMA, generation_config=generation))
-    assert (found.bos_token_id, found.eos_token_ids) == (6, (7, 8))
-    found = read_model(write(tmp_path, LLAMA, generation_config={}))
-    assert found.eos_token_ids == (128001, 128008, 128009)
+    assert read_eos_ids(write(tmp_path, LLAMA)) == {128001, 128008, 128009}
+    assert read_eos_ids(write(tmp_path, LLAMA, generation_config={})) == {128001, 128008, 128009}
+    assert read_eos_ids(write(tmp_path, LLAMA, generation_config={"eos_token_id": [7, 8, 7]})) == {7, 8}
+    assert read_eos_ids(write(tmp_path, {**LLAMA, "eos_token_id": 50256}, generation_config={})) == {50256}
+
+
+def test_without_any_end_there_is_none(tmp_path: Path) -> None:
+    assert read_eos_ids(tmp_path) == frozenset()
+    for none in (None, -1, []):  # -1 is how some configs write "none"; as a token id it fits no wire
+        assert read_eos_ids(write(tmp_path, {**LLAMA, "eos_token_id": none})) == frozenset()
 
 
 def test_an_explicit_head_size_wins(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import tokenizers  # type: ignore[import-untyped]
 from tokenizers import decoders
 
 from neuron_server.errors import ModelError
+from neuron_server.models import read_eos_ids
 from neuron_server.text.stream import ByteStream, TextStream, WindowStream
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def load(path: str | Path, *, trust_remote_code: bool = False) -> Tokenizer:
         )
     except Exception as error:  # an edge: tokenizer files fail in any way, foreign code included
         raise ModelError(f"no usable tokenizer in {str(path)!r}: {error}", rule="model") from error
-    return from_pretrained(pretrained, eos_ids=_eos_ids(directory))
+    return from_pretrained(pretrained, eos_ids=read_eos_ids(directory))
 
 
 def from_pretrained(pretrained: PretrainedTokenizer, *, eos_ids: frozenset[int] = frozenset()) -> Tokenizer:
@@ -157,20 +157,6 @@ def _special_ids(pretrained: PretrainedTokenizer) -> frozenset[int]:
     """The named special tokens and every added token marked special, as TGI's reference shard counts them."""
     added = {i for i, token in pretrained.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(pretrained.all_special_ids))
-
-
-def _eos_ids(directory: Path) -> frozenset[int]:
-    """``eos_token_id`` (one id or a list) of generation_config.json, else of config.json, else nothing."""
-    for name in ("generation_config.json", "config.json"):
-        try:
-            found = json.loads((directory / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{directory / name} cannot be read: {error}", rule="config_corrupt") from error
-        if found is not None:
-            return frozenset(int(i) for i in (found if isinstance(found, list) else [found]))
-    return frozenset()
 
 
 def _byte_alphabet() -> dict[str, int]:
