@@ -6,6 +6,7 @@ read and before a wrong method is noticed.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -62,13 +63,13 @@ class ApiKey:
 
     def __init__(self, app: ASGIApp, key: str, protected: Collection[str]) -> None:
         self._app = app
-        self._expected = f"bearer {key}".lower()
+        self._expected = f"bearer {key}".lower().encode()
         self._protected = frozenset(protected)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._needs_key(scope):
-            given = Headers(scope=scope).get("authorization", "")
-            if given.lower() != self._expected:
+            given = Headers(scope=scope).get("authorization", "").lower().encode()
+            if not hmac.compare_digest(given, self._expected):  # whose time does not tell how much was right
                 await Response(status_code=401)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
