@@ -24,6 +24,7 @@ from launcher.program import program
 from launcher.sockets import clear_stale, free_port, socket_places
 from launcher.stopping import Stopping
 from neuron_server.config import RouterConfig, secret_env, to_argv
+from neuron_server.errors import ConfigError
 from neuron_server.lifeline import ExitCode
 
 log = logging.getLogger("text_generation_launcher")
@@ -33,6 +34,8 @@ RESTART_WINDOW_S = 300.0
 _ROUTER_MARGIN_S = 3.0
 #: A generator has nothing to finish once the router is gone.
 _GENERATOR_GRACE_S = 5.0
+#: Whoever signals every process of the service ends a generator and an idle router at the same moment.
+_SETTLE_S = 1.0
 _PROBE_S = 0.1
 _WAITING_LOG_S = 10.0
 _START_FAILURES: Mapping[int, str] = {ExitCode.MODEL: "model", ExitCode.DEVICE: "device_failed"}
@@ -192,11 +195,30 @@ class Supervisor:
         if self._router is not None:
             orderly = self._stopping.requested.is_set()
             drain_s = self._plan.router.graceful_termination_timeout + _ROUTER_MARGIN_S
-            await self._stop_one(self._router, drain_s if orderly else _GENERATOR_GRACE_S, janitor)
+            grace_s = drain_s if orderly else _GENERATOR_GRACE_S
+            stopping = asyncio.create_task(self._stop_one(self._router, grace_s, janitor))
+            if orderly and self._was_ready:
+                await self._restart_until(stopping, janitor)
+            await stopping
         if any(child.alive for child in self._generators.values()):
             log.info("Shutting down shards")
         stops = (self._stop_one(child, _GENERATOR_GRACE_S, janitor) for child in self._generators.values())
         await asyncio.gather(*stops)
+
+    async def _restart_until(self, stopping: asyncio.Task[None], janitor: Janitor) -> None:
+        """A generator that dies while the router drains is restarted as ever: requests wait for it."""
+        while not stopping.done():
+            ends = [child.ended for child in self._generators.values()]
+            await asyncio.wait({stopping, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopping}, timeout=_SETTLE_S)
+            for rank, child in self._generators.items():
+                if stopping.done() or child.alive:
+                    continue
+                try:
+                    await self._restart(rank, child, janitor)
+                except (LaunchError, ConfigError) as error:
+                    log.error("%s; the router goes on without", error)
+                    return
 
     async def _stop_one(self, child: Child, grace_s: float, janitor: Janitor) -> None:
         if child.alive:

@@ -46,7 +46,7 @@ while True:
     time.sleep(60)
 """
 _ROUTER = """
-import os, signal, socket, sys, threading
+import os, signal, socket, sys, time
 def value(flag):
     words = [w for a in sys.argv for w in a.split("=", 1)]
     return words[words.index(flag) + 1]
@@ -56,6 +56,8 @@ if mode.startswith("exit"):
     sys.exit(int(mode[4:]))
 def drain(*_):
     print("draining")
+    while mode == "busy" and len(open(os.environ["COUNT_FILE"]).read().split()) < 2:
+        time.sleep(0.01)  # what it has to finish needs a second generator
     sys.exit(0)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else drain)
 s = socket.socket()

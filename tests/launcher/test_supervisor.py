@@ -229,6 +229,30 @@ async def test_a_router_that_does_not_end_is_killed_after_its_time(scene, heard,
     assert place(heard.lines, "webserver killed") < place(heard.lines, "Terminating shard 0")
 
 
+async def test_a_generator_that_dies_while_the_router_drains_is_restarted(scene, heard, monkeypatch):
+    monkeypatch.setattr("launcher.supervisor._SETTLE_S", 0.05)
+    async with scene({"ROUTER": "busy"}) as made:
+        await heard.until("^Ready: ")
+        made.stopping.ask("SIGTERM")
+        await heard.until("Waiting for webserver to gracefully shutdown")
+        os.kill(made.generators[0], signal.SIGKILL)
+        await made.run  # the router ends only once there is another generator
+        assert len(made.generators) == 2
+        made.assert_nothing_is_left()
+    assert place(heard.lines, "Restarting shard 0") < place(heard.lines, "webserver terminated")
+
+
+async def test_a_generator_that_ends_with_the_router_is_not_restarted(scene, heard):
+    """As under systemd, which signals every process of a service."""
+    async with scene() as made:
+        await heard.until("^Ready: ")
+        os.kill(made.generators[0], signal.SIGTERM)
+        made.stopping.ask("SIGTERM")
+        await made.run
+        assert len(made.generators) == 1
+    assert "crashed" not in heard.text
+
+
 async def test_a_second_signal_kills_at_once(scene, heard):
     async with scene({"ROUTER": "stubborn", "GENERATOR": "stubborn"}) as made:
         await heard.until("^Ready: ")
