@@ -18,9 +18,8 @@ from neuron_server.device_clock import FORM, parse_clock
 from neuron_server.errors import ConfigError
 from neuron_server.models import ModelFacts, check_supported
 from neuron_server.shape import StaticShape
+from neuron_server.socket_path import check_length
 
-#: The kernel's sun_path holds 108 bytes with the final zero.
-_SOCKET_PATH_BYTES = 107
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 TGI's default
 
@@ -174,13 +173,7 @@ def _sockets(parameters: Parameters, private: str) -> tuple[tuple[str, ...], str
     master, base = parameters.text("master_shard_uds_path"), parameters.text("shard_uds_path")
     path = master or (f"{base}-0" if base else os.path.join(private, "shard-0"))
     flag = "--master-shard-uds-path" if master else "--shard-uds-path"
-    length = len(os.fsencode(path))
-    if length > _SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"{flag} makes the socket path {path} of {length} bytes, but a unix socket takes at most "
-            f"{_SOCKET_PATH_BYTES}: choose a shorter one",
-            rule="socket",
-        )
+    check_length(path, flag)
     return (path,), None if master or base else private, flag
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from secrets import token_hex
 from launcher.host import port_holder
 from launcher.plan import LaunchPlan
 from neuron_server.errors import ConfigError
+from neuron_server.socket_path import clear_stale
 
 
 def private_directory_name() -> str:
@@ -51,38 +51,6 @@ def socket_places(plan: LaunchPlan) -> Iterator[None]:
         if plan.socket_directory is not None:
             with suppress(OSError):
                 os.rmdir(plan.socket_directory)
-
-
-def clear_stale(path: str, flag: str) -> None:
-    """Remove a socket nobody answers on; raise ``ConfigError`` when somebody does, or it is no socket."""
-
-    def wrong(what: str) -> ConfigError:
-        return ConfigError(f"{flag} places a generator's socket at {path}, but {what}", rule="socket")
-
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):
-            raise wrong("its directory does not exist or cannot be written to") from None
-        return
-    except OSError as error:
-        raise wrong(f"it cannot be looked at: {error.strerror}") from error
-    if not stat.S_ISSOCK(mode):
-        raise wrong("a file that is not a socket is there: remove it, or choose another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass  # its queue is full, so somebody listens
-        except OSError as error:
-            raise wrong(f"it cannot be used: {error.strerror}") from error
-    raise wrong("another server answers there: stop it, or choose another path")
 
 
 def free_port(hostname: str, port: int, flag: str) -> int:

@@ -21,11 +21,12 @@ from launcher.health import ask, url
 from launcher.janitor import Janitor
 from launcher.plan import LaunchPlan
 from launcher.program import program
-from launcher.sockets import clear_stale, free_port, socket_places
+from launcher.sockets import free_port, socket_places
 from launcher.stopping import Stopping
 from neuron_server.config import RouterConfig, secret_env, to_argv
 from neuron_server.errors import ConfigError
 from neuron_server.lifeline import ExitCode
+from neuron_server.socket_path import clear_stale
 
 log = logging.getLogger("text_generation_launcher")
 

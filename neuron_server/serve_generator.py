@@ -10,11 +10,8 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-import stat
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from neuron_server import logs
@@ -24,15 +21,13 @@ from neuron_server.engine.loop import EngineLoop
 from neuron_server.engine.schedule import Policy
 from neuron_server.errors import ConfigError, DeviceFailedError, ModelError, NeuronTgiError
 from neuron_server.lifeline import ExitCode, die_with_parent
+from neuron_server.socket_path import check_length, clear_stale
 from neuron_server.wire.service import serving
 
 log = logging.getLogger("neuron_server.serve_generator")  # not "__main__"
 
 #: The compute thread gets so long to end; a load or a long prefill is left behind after it.
 STOP_S = 2.0
-
-#: sockaddr_un on Linux and macOS, less the closing zero.
-_LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -54,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 async def serve(config: GeneratorConfig) -> ExitCode:
     """Serve one model until a signal or a failure; what was the matter is logged."""
     try:
-        clear_socket(config.uds_path)
+        check_length(config.uds_path, "--uds-path")
+        clear_stale(config.uds_path, "--uds-path")
         failure = await _serve_until_the_end(config)
     except ConfigError as error:
         failure = error
@@ -117,45 +113,6 @@ def exit_code(failure: BaseException) -> ExitCode:
     if isinstance(failure, DeviceFailedError):
         return ExitCode.DEVICE
     return ExitCode.INTERNAL
-
-
-def clear_socket(uds_path: str) -> None:
-    """Remove the socket a dead generator left behind.
-
-    Raises ``ConfigError`` when somebody answers on it, when it is no socket, or when none can be made there.
-    """
-    length = len(os.fsencode(uds_path))
-    if length > _LONGEST_SOCKET_PATH:
-        raise ConfigError(
-            f"--uds-path {uds_path} has {length} bytes; a socket path has at most {_LONGEST_SOCKET_PATH}"
-        )
-    path = Path(uds_path)
-    if not path.parent.is_dir():
-        raise ConfigError(f"--uds-path {uds_path}: the directory {path.parent} does not exist")
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"--uds-path {uds_path} is there already and is no socket; name another path")
-    if _somebody_answers(uds_path):
-        raise ConfigError(
-            f"--uds-path {uds_path}: another generator serves there; stop it or name another path"
-        )
-    log.info("removing the stale socket %s", uds_path)
-    path.unlink(missing_ok=True)
-
-
-def _somebody_answers(uds_path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(uds_path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:  # a full queue, or a server of another user: somebody is there
-            return True
-    return True
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from neuron_server.errors import (
 )
 from neuron_server.lifeline import ExitCode
 from neuron_server.request import GenerationRequest
-from neuron_server.serve_generator import clear_socket, exit_code
+from neuron_server.serve_generator import exit_code, serve
 from neuron_server.session import Phase, Status
 from neuron_server.wire.client import GeneratorClient
 
@@ -244,13 +243,20 @@ async def test_a_wrong_flag_ends_it_with_2(generator):
     assert "--uds-path" in out
 
 
+async def test_a_socket_path_too_long_ends_it_with_2_and_both_numbers(caplog):
+    config = GeneratorConfig("", "/" + "x" * 119, 1, 2, 1)
+    assert await serve(config) is ExitCode.USAGE
+    assert "--uds-path" in caplog.text
+    assert "has 120 bytes; a socket path has at most 10" in caplog.text
+
+
 async def test_a_second_generator_on_a_live_socket_ends_with_2_and_leaves_the_first_alone(generator):
     first = await generator.start()
     client = await generator.client()
     await client.wait_ready()
     code, out = await end_of(await generator.start())
     assert code == ExitCode.USAGE
-    assert "another generator serves there" in out
+    assert "another server answers there" in out
     assert len([event async for event in client.stream(request())]) == 20
     assert first.returncode is None
 
@@ -267,52 +273,6 @@ async def test_a_killed_generator_is_replaced_on_its_old_socket(generator):
         await asyncio.sleep(0.01)
     await client.wait_ready()
     assert len([event async for event in client.stream(request())]) == 20
-
-
-# -- the socket
-
-
-@pytest.fixture
-def uds_path():
-    with tempfile.TemporaryDirectory(prefix="gen") as folder:
-        yield Path(folder) / "g.sock"
-
-
-def test_a_socket_nobody_answers_on_is_removed(uds_path):
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(uds_path))
-    clear_socket(str(uds_path))
-    assert not uds_path.exists()
-
-
-def test_a_socket_somebody_answers_on_is_left_and_named(uds_path):
-    with socket.socket(socket.AF_UNIX) as alive:
-        alive.bind(str(uds_path))
-        alive.listen()
-        with pytest.raises(ConfigError, match=f"{uds_path}: another generator serves there"):
-            clear_socket(str(uds_path))
-    assert uds_path.exists()
-
-
-def test_a_file_that_is_no_socket_is_left_alone(uds_path):
-    uds_path.write_text("precious")
-    with pytest.raises(ConfigError, match="is there already and is no socket"):
-        clear_socket(str(uds_path))
-    assert uds_path.read_text() == "precious"
-
-
-def test_a_folder_that_is_missing_is_named(uds_path):
-    with pytest.raises(ConfigError, match=r"the directory .*/none does not exist"):
-        clear_socket(str(uds_path.parent / "none" / "g.sock"))
-
-
-def test_a_path_too_long_for_a_socket_is_refused_with_both_numbers(uds_path):
-    with pytest.raises(ConfigError, match=r"has \d{3} bytes; a socket path has at most 10\d"):
-        clear_socket(str(uds_path.parent / ("x" * 120)))
-
-
-def test_nothing_there_is_fine(uds_path):
-    clear_socket(str(uds_path))
 
 
 # -- exit codes

@@ -8,61 +8,14 @@ from pathlib import Path
 import pytest
 from planning import planned
 
-from launcher.sockets import clear_stale, free_port, private_directory_name, socket_places
+from launcher.sockets import free_port, private_directory_name, socket_places
 from neuron_server.errors import ConfigError
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        clear_stale(str(path), "--shard-uds-path")
-    assert caught.value.rule == "socket"
-    assert "--shard-uds-path" in str(caught.value)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
 
 
 def stale(path: Path) -> None:
     """A socket file whose process is gone."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
-
-
-def test_a_stale_socket_is_removed(tmp_path):
-    stale(tmp_path / "s")
-    clear_stale(str(tmp_path / "s"), "--shard-uds-path")
-    assert not (tmp_path / "s").exists()
-
-
-def test_nothing_there_is_fine(tmp_path):
-    clear_stale(str(tmp_path / "s"), "--shard-uds-path")
-
-
-def test_a_socket_that_answers_is_somebody_elses(tmp_path):
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "s"))
-        server.listen(0)
-        assert "another server answers" in refused(tmp_path / "s")
-        assert (tmp_path / "s").exists()
-
-
-def test_a_socket_whose_queue_is_full_is_somebody_elses(tmp_path):
-    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
-        server.bind(str(tmp_path / "s"))
-        server.listen(0)
-        client.connect(str(tmp_path / "s"))
-        assert "another server answers" in refused(tmp_path / "s")
-
-
-def test_a_file_or_a_link_is_never_removed(tmp_path):
-    (tmp_path / "file").write_text("precious")
-    (tmp_path / "link").symlink_to(tmp_path / "file")
-    for name in ("file", "link"):
-        assert "not a socket" in refused(tmp_path / name)
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_a_directory_that_does_not_exist_is_said(tmp_path):
-    assert "directory does not exist" in refused(tmp_path / "no" / "s")
 
 
 def test_the_private_directory_is_private_and_gone_at_the_end(tmp_path):
