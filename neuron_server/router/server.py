@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from neuron_server.router.protocol import Protocol
+
 #: Seconds that answers whose generation is over get to reach their clients when the server stops.
 FLUSH_S = 5
 
@@ -26,7 +28,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
