@@ -246,5 +246,5 @@ def _welcome(router: RouterConfig, plan: LaunchPlan) -> str:
     return (
         f"Ready: {router.model_id} on {address} ({plan.shape.batch_size} slots of {plan.shape.max_length} "
         f"tokens). Try:\n\n    curl -N {address}/generate_stream -H 'Content-Type: application/json'{key} "
-        '-d \'{"inputs":"A list is","parameters":{"max_new_tokens":40}}\'\n'
+        '-d \'{"inputs":"What is Deep Learning?","parameters":{"max_new_tokens":40}}\'\n'
     )
