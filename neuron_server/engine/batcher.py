@@ -12,6 +12,7 @@ from neuron_server.engine.engine import Engine, Joiner, Outcome
 from neuron_server.engine.schedule import Occupancy, Policy, admit, may_prefill
 from neuron_server.engine.slot import Key
 from neuron_server.request import GenerationRequest
+from neuron_server.submission import check
 
 
 class Batcher(Generic[Key]):
@@ -43,10 +44,10 @@ class Batcher(Generic[Key]):
     def submit(self, key: Key, request: GenerationRequest, submitted_at: float | None = None) -> None:
         """Queue a request under a key that is neither queued nor running.
 
-        ``submitted_at`` on the batcher's clock, now if not given. Raises a ``NeuronTgiError`` that says why,
-        if the request can never run.
+        ``submitted_at`` on the batcher's clock, now if not given. Raises a ``ValidationError`` that says
+        why, if the request can never run.
         """
-        self._engine.check(request)
+        check(request, self._engine.info)
         self._queue[key] = Joiner(key, request, self._clock() if submitted_at is None else submitted_at)
 
     def cancel(self, key: Key) -> None:

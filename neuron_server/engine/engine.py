@@ -11,17 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from neuron_server.backend import Backend, BackendInfo, DecodeRow, Output, PrefillRow
-from neuron_server.engine.sampling import check_params, sample
+from neuron_server.engine.sampling import sample
 from neuron_server.engine.slot import Key, Slot
 from neuron_server.errors import (
     BackendError,
-    EmptyPromptError,
     GenerationError,
     NeuronTgiError,
-    PositionOverflowError,
-    PromptTooLongError,
-    TokenOutOfRangeError,
-    ValidationError,
 )
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
@@ -77,36 +72,13 @@ class Engine(Generic[Key]):
         """Slots that ``place`` could fill now."""
         return len(self._slots) - len(self._places)
 
-    def check(self, request: GenerationRequest) -> None:
-        """Raise a typed error if the request can never run here. Needs no slot and touches no device."""
-        info, tokens = self.info, request.input_ids
-        if not tokens:
-            raise EmptyPromptError("input_ids is empty: a request needs at least one token")
-        if not 1 <= request.prompt_length <= len(tokens):
-            raise ValidationError(f"prompt_length must be 1 .. {len(tokens)}, got {request.prompt_length}")
-        if request.max_new_tokens < 1:
-            raise ValidationError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
-        if request.prompt_length > info.max_prompt_tokens:
-            raise PromptTooLongError(
-                f"the prompt has {request.prompt_length} tokens, a prefill takes {info.max_prompt_tokens}"
-            )
-        if len(tokens) + request.max_new_tokens > info.shape.max_length:
-            raise PositionOverflowError(
-                f"{len(tokens)} tokens and max_new_tokens {request.max_new_tokens} exceed the slot's "
-                f"{info.shape.max_length}"
-            )
-        check_params(request.sampling)
-        if min(tokens) < 0 or max(tokens) >= info.vocab_size:
-            bad = next(token for token in tokens if not 0 <= token < info.vocab_size)
-            raise TokenOutOfRangeError(f"token {bad} is outside the vocabulary 0 .. {info.vocab_size - 1}")
-
     def place(self, joiners: Sequence[Joiner[Key]]) -> Outcome[Key]:
         """Give each joiner the lowest free slot and prefill it; first tokens come out at once.
 
-        The joiners have passed ``check``. *Insert*: one prefill per joiner; a one-token prompt takes its
-        slot now and enters through the next decode; a resumed request longer than the prefill graph enters
-        with as much as that takes and feeds the rest through decode steps. *Rebuild*: one prefill of all
-        joiners and all running requests. Raises ``ValueError`` for more joiners than free slots, or a key
+        The joiners have passed ``submission.check``. *Insert*: one prefill per joiner; a one-token prompt
+        takes its slot now and enters through the next decode; a resumed request longer than the prefill graph
+        enters with as much as that takes and feeds the rest through decode steps. *Rebuild*: one prefill of
+        all joiners and all running requests. Raises ``ValueError`` for more joiners than free slots, or a key
         that is running.
         """
         if len(joiners) > self.free_slots or any(joiner.key in self._places for joiner in joiners):

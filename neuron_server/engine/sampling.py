@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ from neuron_server.engine.candidates import Mass, row_mass, top_candidates
 from neuron_server.engine.penalty import TokenCounts, penalise
 from neuron_server.engine.uniform import uniform
 from neuron_server.engine.warp import Choice, DrawRow, draw
-from neuron_server.errors import ValidationError
 from neuron_server.request import SamplingParams
 
 #: How many candidates are looked at first, and next; then the whole row. The first pass costs nearly the same
@@ -36,23 +34,6 @@ class SampleRow:
     params: SamplingParams
     index: int
     counts: TokenCounts | None = None
-
-
-def check_params(params: SamplingParams) -> None:
-    """Raise ``ValidationError``, naming field and value, for what ``sample`` cannot follow."""
-    rules = {
-        "temperature": 0 < params.temperature < inf,
-        "top_k": params.top_k >= 0,
-        "top_p": params.top_p > 0,
-        "typical_p": params.typical_p > 0,
-        "repetition_penalty": 0 < params.repetition_penalty < inf,
-        "frequency_penalty": abs(params.frequency_penalty) < inf,
-        "seed": 0 <= params.seed < 2**64,
-        "top_n_tokens": params.top_n_tokens >= 0,
-    }
-    for name, fine in rules.items():
-        if not fine:  # NaN included: it compares as false
-            raise ValidationError(f"{name} is out of range: {getattr(params, name)}")
 
 
 def sample(logits: npt.NDArray[np.float32], rows: Sequence[SampleRow]) -> list[Choice | None]:

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from neuron_server import submission
 from neuron_server.errors import ConfigError, NeuronTgiError, ValidationError
 from neuron_server.session import SessionSource, Step
-from neuron_server.wire import submission
 from neuron_server.wire.codec import (
     decode_submit,
     encode_info,

@@ -4,7 +4,7 @@ from model_backend import ModelBackend, expected_events, random_request, without
 
 from neuron_server.engine.batcher import Batcher
 from neuron_server.engine.schedule import Policy
-from neuron_server.errors import PromptTooLongError
+from neuron_server.errors import ValidationError
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
 
@@ -177,7 +177,7 @@ def test_all_cancelled_in_the_middle_of_a_group_leaves_nothing_to_decode() -> No
 
 def test_what_can_never_run_is_refused_at_once_and_takes_no_place() -> None:
     batcher: Batcher[str] = Batcher(ModelBackend(1, 24, prompt=3), EAGER)
-    with pytest.raises(PromptTooLongError):
+    with pytest.raises(ValidationError):
         batcher.submit("a", ask(1, 2, 3, 4))
     assert batcher.idle
 

@@ -7,13 +7,8 @@ from neuron_server.engine.engine import Engine, Joiner
 from neuron_server.errors import (
     BackendError,
     DeviceFailedError,
-    EmptyPromptError,
     GenerationError,
     NeuronTgiError,
-    PositionOverflowError,
-    PromptTooLongError,
-    TokenOutOfRangeError,
-    ValidationError,
 )
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
@@ -203,26 +198,6 @@ def test_releasing_what_is_unknown_or_finished_does_nothing() -> None:
     run.place(a=ask(1, 2, new=1))
     run.engine.release("a")
     assert run.engine.free_slots == 4
-
-
-@pytest.mark.parametrize(
-    ("request_", "error"),
-    [
-        (ask(), EmptyPromptError),
-        (ask(1, 2, prompt=0), ValidationError),
-        (ask(1, 2, prompt=3), ValidationError),
-        (ask(1, 2, new=0), ValidationError),
-        (ask(*[1] * 11), PromptTooLongError),
-        (ask(1, 2, new=23), PositionOverflowError),
-        (ask(*[1] * 24, prompt=5, new=1), PositionOverflowError),
-        (ask(1, 50), TokenOutOfRangeError),
-        (ask(1, -1), TokenOutOfRangeError),
-        (ask(1, 2**70), TokenOutOfRangeError),
-    ],
-)
-def test_what_can_never_run_is_refused_by_name(request_: GenerationRequest, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        Engine(ModelBackend(4, 24, prompt=10)).check(request_)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -8,7 +8,6 @@ from model_backend import ModelBackend, expected_events, without_times
 
 from neuron_server.errors import (
     NeuronTgiError,
-    PromptTooLongError,
     ValidationError,
 )
 
@@ -150,9 +149,9 @@ async def test_what_is_wrong_with_a_request_comes_back_as_its_error_alone() -> N
         session.submit(1, ask(1, 2, 3, 4))
         session.submit(2, ask(5, 6))
         steps = await take(session, finished(2))
-        assert [(n, type(e)) for step in steps for n, e in step.errors] == [(1, PromptTooLongError)]
+        assert [(n, type(e)) for step in steps for n, e in step.errors] == [(1, ValidationError)]
         assert len(tokens_of(steps, 2)) == 3
-        with pytest.raises(PromptTooLongError):
+        with pytest.raises(ValidationError):
             await collect(loop, ask(1, 2, 3, 4))
 
 

@@ -2,7 +2,7 @@ import pytest
 from model_backend import ModelBackend, expected_events, without_times
 
 from neuron_server.engine.plain import generate
-from neuron_server.errors import BackendError, PromptTooLongError
+from neuron_server.errors import BackendError, ValidationError
 from neuron_server.request import GenerationRequest
 
 
@@ -18,7 +18,7 @@ def test_raises_the_first_error() -> None:
     def refuse(rows: object) -> None:
         raise BackendError("no")
 
-    with pytest.raises(PromptTooLongError):
+    with pytest.raises(ValidationError):
         generate(ModelBackend(2, 20, prompt=2), [GenerationRequest((1, 2, 3), 3, 1)])
     with pytest.raises(BackendError, match="no"):
         generate(ModelBackend(2, 20, on_prefill=refuse), [GenerationRequest((1, 2, 3), 3, 1)])

@@ -1,4 +1,4 @@
-"""What a submission must satisfy before it reaches the engine.
+"""What a request must satisfy before it gets a slot, whoever submits it.
 
 The router has validated its requests; this is the generator's own edge, so that a wrong router, or a client
 written by hand, hurts only the request it sent.
@@ -16,9 +16,10 @@ from neuron_server.request import GenerationRequest, SamplingParams
 def check(request: GenerationRequest, info: BackendInfo) -> None:
     """Raise ``ValidationError``, naming the field, its value and its bound, for what the slots cannot run."""
     _check_lengths(request, info)
-    largest = max(request.input_ids)
-    if largest >= info.vocab_size:
-        raise ValidationError(f"input_ids has {largest}, but the vocabulary has {info.vocab_size} tokens")
+    smallest, largest = min(request.input_ids), max(request.input_ids)
+    if smallest < 0 or largest >= info.vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise ValidationError(f"input_ids has {wrong}, but the vocabulary has {info.vocab_size} tokens")
     _check_sampling(request.sampling, info.vocab_size)
 
 
@@ -43,14 +44,16 @@ def _check_lengths(request: GenerationRequest, info: BackendInfo) -> None:
 
 
 def _check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
-    p, q = sampling.repetition_penalty, sampling.frequency_penalty
+    p, q, top_n = sampling.repetition_penalty, sampling.frequency_penalty, sampling.top_n_tokens
     rules = (  # written so that NaN fails every one
         ("temperature", sampling.temperature, 0.0 < sampling.temperature < math.inf, "above 0"),
+        ("top_k", sampling.top_k, sampling.top_k >= 0, "0 (off) or more"),
         ("top_p", sampling.top_p, 0.0 < sampling.top_p <= 1.0, "above 0 and at most 1"),
         ("typical_p", sampling.typical_p, 0.0 < sampling.typical_p <= 1.0, "above 0 and at most 1"),
         ("repetition_penalty", p, 0.0 < p < math.inf, "above 0"),
         ("frequency_penalty", q, math.isfinite(q), "finite"),
-        ("top_n_tokens", sampling.top_n_tokens, sampling.top_n_tokens <= vocab_size, f"at most {vocab_size}"),
+        ("seed", sampling.seed, 0 <= sampling.seed < 2**64, "0 to 2**64 - 1"),
+        ("top_n_tokens", top_n, 0 <= top_n <= vocab_size, f"at most {vocab_size}"),
     )
     for name, value, holds, bound in rules:
         if not holds:
