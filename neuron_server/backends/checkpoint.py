@@ -154,7 +154,10 @@ def _explained(
         status = error.response.status_code if error.response is not None else None
         if status == 404:
             raise ModelError(f"{name} has no safetensors{instead()}", rule="weights_missing") from error
-        raise ModelError(f"{name}: the hub answered {status or error}", rule="download_failed") from error
+        hint = ": it does not accept HF_TOKEN; set it to a valid token, or unset it" if status == 401 else ""
+        raise ModelError(
+            f"{name}: the hub answered {status or error}{hint}", rule="download_failed"
+        ) from error
     except OSError as error:
         raise ModelError(f"{name} could not be downloaded: {error}", rule="download_failed") from error
 

@@ -123,6 +123,14 @@ def test_a_failing_hub_is_named_with_its_status(hub: Hub) -> None:
     assert "500" in str(error)
 
 
+def test_a_token_that_is_not_accepted_is_named(hub: Hub) -> None:
+    hub.failures["org/model"] = (401, "")  # no error code: the hub has not looked for the model
+    error = refused(lambda: find("org/model"))
+    assert error.rule == "download_failed"
+    assert "401" in str(error)
+    assert "HF_TOKEN" in str(error)
+
+
 def test_an_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_at("http://127.0.0.1:1", tmp_path, monkeypatch)
     error = refused(lambda: find("org/model"))
