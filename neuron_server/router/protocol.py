@@ -43,6 +43,9 @@ class Protocol(HttpToolsProtocol):
 
     def decline(self, rest: bytes) -> None:
         """Read the request again as one that offers no upgrade; ``rest`` follows its headers."""
+        if self.parser.get_method() == b"CONNECT":  # without a header to leave out: it would be offered again
+            self.send_400_response("This server is no proxy.")
+            return
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
         for name, value in self.headers:

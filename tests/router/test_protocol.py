@@ -82,3 +82,10 @@ async def test_long_but_finite_headers_are_fine(harness):
     async with connected(harness().app) as (reader, writer):
         writer.write(request("/generate", "X-A: " + "a" * 30_000, max_new_tokens=1))
         assert (await answer(reader))[0] == 200
+
+
+async def test_a_request_for_a_tunnel_is_refused_once(harness, caplog):
+    async with connected(harness().app) as (reader, writer):
+        writer.write(b"CONNECT example.com:80 HTTP/1.1\r\nHost: example.com:80\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    assert "Traceback" not in caplog.text
