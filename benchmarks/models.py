@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 DEMO_MODEL = Path(__file__).parents[1] / "neuron_server" / "demo_model"
+
+
+def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function`` in a fresh process: how many threads a model gets is decided once per process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def endless_demo(folder: Path) -> Path:

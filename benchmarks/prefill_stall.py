@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from models import endless_demo, random_gpt2
+from models import alone, endless_demo, random_gpt2
 from report import Table, write_bars
 
 from neuron_server.backend import PrefillMode
@@ -75,7 +75,7 @@ def main() -> None:
         for name in options.models:
             path = make[name](Path(folder))
             for mode in modes:
-                step, stall = measure(path, mode, options.rounds)
+                step, stall = alone(measure, path, mode, options.rounds)
                 table.add(name, mode, step * 1e3, stall * 1e3, stall / step)
                 bars.setdefault(name, {})[mode] = stall * 1e3
     print(table)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from models import endless_demo, random_gpt2
+from models import alone, endless_demo, random_gpt2
 from report import Table, write_bars
 from serving import Server, streams
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -138,7 +138,7 @@ def main() -> None:
         for name in options.models:
             path = make[name](Path(folder))
             for batch in options.batch_sizes:
-                rate = measure(path, batch, options.rounds, length=512)
+                rate = alone(measure, path, batch, options.rounds, length=512)
                 server, bare, plain = rate["server"], rate["bare loop"], rate["generate"]
                 table.add(name, batch, server, bare, plain, f"{server / bare:.2f}", f"{server / plain:.2f}")
                 bars[f"{name} B={batch}"] = rate
