@@ -16,7 +16,6 @@ from neuron_server.models import EXACT_FAMILIES, read_model
 from neuron_server.shape import StaticShape
 
 SLOTS, LENGTH, LONGEST_PROMPT = 4, 32, 20
-STRICT = {"bloom", "falcon", "gpt2", "llama", "mistral", "opt", "qwen2"}
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda key: " ".join(key).replace(" ", "-"))
@@ -60,9 +59,7 @@ def test_tokens_equal_generate(case: Any, requests: Any, expected: Any, serve: A
 
 
 def test_strict_tokens_equal_generate(case: Any, requests: Any, expected: Any, serve: Any) -> None:
-    family, path, _ = case
-    if family not in STRICT:
-        pytest.skip("strict is tried on a subset")
+    _, path, _ = case
     assert serve(_load(path, strict=True), requests, 2) == expected
 
 
