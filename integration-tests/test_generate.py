@@ -32,19 +32,32 @@ def test_one_shot_and_stream_make_the_same_tokens(demo):
     assert events[-1]["generated_text"] == answer["generated_text"]
 
 
-def test_the_same_seed_gives_the_same_text_alone_and_among_15_neighbours(demo):
-    sampled = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.9, "top_p": 0.95, "seed": 42}
-    alone = generate(demo, **sampled)
+def test_the_same_seed_gives_the_same_text_alone_and_among_15_neighbours(launch):
+    server = launch("--max-batch-size", "16").wait_ready()
+    sampled = {"max_new_tokens": 60, "do_sample": True, "temperature": 0.9, "top_p": 0.95, "seed": 42}
+    alone = generate(server, **sampled)
     with ThreadPoolExecutor(16) as pool:
-        noise = [
-            pool.submit(generate, demo, f"Neighbour {i} says", max_new_tokens=10 + i, do_sample=True, seed=i)
+        neighbours = [
+            pool.submit(
+                generate, server, f"Neighbour {i} says", max_new_tokens=40 + i, do_sample=True, seed=i
+            )
             for i in range(15)
         ]
-        among = pool.submit(generate, demo, **sampled).result()
-        for neighbour in noise:
-            neighbour.result()
+        among = pool.submit(generate, server, **sampled).result()
+        assert all(neighbour.result() for neighbour in neighbours)
     assert token_ids(among) == token_ids(alone)
+    assert among["generated_text"] == alone["generated_text"]
     assert among["details"]["seed"] == alone["details"]["seed"] == 42
+
+
+def test_a_simulated_device_answers_at_its_speed(launch):
+    """30 ms for the prompt and 20 ms for each of nine steps, whatever the real model takes."""
+    server = launch("--backend", "fake", "--simulated-clock", "0.03:1=0.02,4=0.02").wait_ready()
+    body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 10}}
+    response = httpx.post(f"{server.base_url}/generate", json=body, timeout=60)
+    assert int(response.headers["x-generated-tokens"]) in range(1, 11)
+    expected_ms = 30 + 20 * (int(response.headers["x-generated-tokens"]) - 1)
+    assert int(response.headers["x-inference-time"]) >= expected_ms - 1  # a whole number, cut down
 
 
 def test_greedy_has_no_seed_and_real_logprobs(demo):
