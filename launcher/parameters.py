@@ -35,6 +35,13 @@ class Given:
         """Whether somebody chose it, by flag or by environment."""
         return self.source in (Source.FLAG, Source.ENVIRONMENT)
 
+    @property
+    def count(self) -> int:
+        """The value as the integer that it must be; ``TypeError`` for anything else, unset included."""
+        if isinstance(self.value, int) and not isinstance(self.value, bool):
+            return self.value
+        raise TypeError(f"{self.name} is {self.value!r}, not an integer")
+
     def __str__(self) -> str:
         """``--max-batch-size is 8 (environment MAX_BATCH_SIZE)``: how error messages begin."""
         flag = BY_NAME[self.name]
@@ -70,17 +77,12 @@ class Parameters:
 
     def integer(self, name: str) -> int | None:
         """The value of an integer flag."""
-        value = self._given[name].value
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-            return value
-        raise TypeError(f"{name} is {value!r}, not an integer")
+        given = self._given[name]
+        return None if given.value is None else given.count
 
     def counted(self, name: str) -> int:
         """The value of an integer flag that always has one."""
-        value = self.integer(name)
-        if value is None:
-            raise TypeError(f"{name} is unset")
-        return value
+        return self._given[name].count
 
     def number(self, name: str) -> float:
         """The value of a float flag that always has one."""

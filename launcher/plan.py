@@ -199,7 +199,7 @@ def _generator(
         poison=parameters.switch("poison"),
         simulated_clock=parameters.text("simulated_clock"),
         trust_remote_code=parameters.switch("trust_remote_code"),
-        max_batch_prefill_tokens=_count(values.max_batch_prefill_tokens),
+        max_batch_prefill_tokens=values.max_batch_prefill_tokens.count,
         waiting_served_ratio=parameters.number("waiting_served_ratio"),
         max_waiting_tokens=parameters.counted("max_waiting_tokens"),
         max_prefill_stall=parameters.number("max_prefill_stall"),
@@ -220,11 +220,11 @@ def _router(
         tokenizer_path=model.path,
         shard_uds_paths=sockets,
         batch_size=values.shape.batch_size,
-        max_input_tokens=_count(values.max_input_tokens),
-        max_total_tokens=_count(values.max_total_tokens),
+        max_input_tokens=values.max_input_tokens.count,
+        max_total_tokens=values.max_total_tokens.count,
         hostname=hostname,
         port=parameters.counted("port"),
-        max_concurrent_requests=_count(concurrent),
+        max_concurrent_requests=concurrent.count,
         max_best_of=parameters.counted("max_best_of"),
         max_stop_sequences=parameters.counted("max_stop_sequences"),
         max_top_n_tokens=parameters.counted("max_top_n_tokens"),
@@ -243,7 +243,7 @@ def _router(
 def _max_concurrent_requests(parameters: Parameters, shape: StaticShape) -> Given:
     """The flag, or a default that never leaves slots empty."""
     given = parameters["max_concurrent_requests"]
-    if not given.by_user and _count(given) < shape.batch_size:
+    if not given.by_user and given.count < shape.batch_size:
         return Given(shape.batch_size, Source.DERIVED, given.name)
     return given
 
@@ -253,12 +253,12 @@ def _warnings(
 ) -> tuple[str, ...]:
     shape, facts = values.shape, model.facts
     found = list(parameters.without_effect())
-    if _count(concurrent) < shape.batch_size:
+    if concurrent.count < shape.batch_size:
         found.append(
             f"{concurrent}, less than the {shape.batch_size} slots of the batch: "
-            f"{shape.batch_size - _count(concurrent)} of them can never be used"
+            f"{shape.batch_size - concurrent.count} of them can never be used"
         )
-    if _count(values.max_total_tokens) < shape.max_length:
+    if values.max_total_tokens.count < shape.max_length:
         found.append(
             f"{values.max_total_tokens}, less than the {shape.max_length} tokens of a slot that the model "
             "was compiled for; the memory of the rest is taken all the same"
@@ -323,12 +323,6 @@ def _rows(
 
 def _new_name(name: str) -> str:
     return "max_input_tokens" if name == "max_input_length" else name
-
-
-def _count(given: Given) -> int:
-    if not isinstance(given.value, int):
-        raise TypeError(f"{given.name} is {given.value!r}, not an integer")
-    return given.value
 
 
 def _size(count: int | None) -> str:

@@ -40,19 +40,19 @@ def static_values(parameters: Parameters, facts: ModelFacts) -> StaticValues:
     """Derive and check; raises ``ConfigError``, one rule (and exit status) for each flag."""
     _check_as_tgi(parameters)
     total = _max_total_tokens(parameters, facts)
-    length = facts.static.sequence_length if facts.static else _int(total)
+    length = facts.static.sequence_length if facts.static else total.count
     batch = _max_batch_size(parameters, facts, length)
-    shape = StaticShape(_int(batch), length)
+    shape = StaticShape(batch.count, length)
     longest = min(facts.static.max_context_length if facts.static else length, length - 1)
-    max_input = _max_input_tokens(parameters, facts, _int(total), longest)
+    max_input = _max_input_tokens(parameters, facts, total.count, longest)
     return StaticValues(
         shape=shape,
         # A plain model has no prefill graph: its width is what the clients may use.
-        prefill_width=longest if facts.static else _int(max_input),
+        prefill_width=longest if facts.static else max_input.count,
         max_batch_size=batch,
         max_total_tokens=total,
         max_input_tokens=max_input,
-        max_batch_prefill_tokens=_max_batch_prefill_tokens(parameters, shape, _int(max_input)),
+        max_batch_prefill_tokens=_max_batch_prefill_tokens(parameters, shape, max_input.count),
         max_batch_total_tokens=_max_batch_total_tokens(parameters, shape),
     )
 
@@ -60,12 +60,12 @@ def static_values(parameters: Parameters, facts: ModelFacts) -> StaticValues:
 def _check_as_tgi(parameters: Parameters) -> None:
     """The checks that TGI's launcher and router make themselves, in their words."""
     max_input, total = parameters["max_input_tokens"], parameters["max_total_tokens"]
-    if max_input.by_user and total.by_user and _int(max_input) >= _int(total):
+    if max_input.by_user and total.by_user and max_input.count >= total.count:
         raise ConfigError(
             f"`max_input_tokens`({max_input.value}) must be < `max_total_tokens`({total.value})"
         )
     batch_total = parameters["max_batch_total_tokens"]
-    if total.by_user and batch_total.by_user and _int(total) > _int(batch_total):
+    if total.by_user and batch_total.by_user and total.count > batch_total.count:
         raise ConfigError(
             "`max_total_tokens` must be <= `max_batch_total_tokens`. "
             f"Given: {total.value} and {batch_total.value}"
@@ -76,13 +76,13 @@ def _check_as_tgi(parameters: Parameters) -> None:
 
 def _max_total_tokens(parameters: Parameters, facts: ModelFacts) -> Given:
     given = parameters["max_total_tokens"]
-    if given.by_user and _int(given) < 2:
+    if given.by_user and given.count < 2:
         raise ConfigError(
             f"{given}, but must be at least 2: one prompt token and one new token", rule="max_total_tokens"
         )
     if facts.static is not None:
         compiled = facts.static.sequence_length
-        if given.by_user and _int(given) > compiled:
+        if given.by_user and given.count > compiled:
             raise ConfigError(
                 f"{given}, but the model was compiled for {compiled}: set it to {compiled}, or leave it out",
                 rule="max_total_tokens",
@@ -90,7 +90,7 @@ def _max_total_tokens(parameters: Parameters, facts: ModelFacts) -> Given:
         return given if given.by_user else Given(compiled, Source.MODEL, given.name)
     limit = facts.max_positions
     if given.by_user:
-        if limit is not None and _int(given) > limit:
+        if limit is not None and given.count > limit:
             raise ConfigError(
                 f"{given}, but the model has {limit} positions: set it to {limit} or less",
                 rule="max_positions",
@@ -103,8 +103,8 @@ def _derived_length(parameters: Parameters, limit: int | None) -> Given:
     """T of a plain model when nobody named it."""
     batch, batch_total = parameters["max_batch_size"], parameters["max_batch_total_tokens"]
     max_input = parameters["max_input_tokens"]
-    if batch.by_user and batch_total.by_user and _int(batch_total) % _int(batch) == 0:
-        length, source = _int(batch_total) // _int(batch), Source.DERIVED
+    if batch.by_user and batch_total.by_user and batch_total.count % batch.count == 0:
+        length, source = batch_total.count // batch.count, Source.DERIVED
         if length < 2 or (limit is not None and length > limit):
             raise ConfigError(
                 f"{batch_total}, which makes {length} tokens for each of the {batch.value} slots of "
@@ -113,8 +113,8 @@ def _derived_length(parameters: Parameters, limit: int | None) -> Given:
             )
         return Given(length, source, "max_total_tokens")
     length, source = DEFAULT_MAX_LENGTH, Source.DEFAULT
-    if max_input.by_user and 2 * _int(max_input) > length:
-        length, source = 2 * _int(max_input), Source.DERIVED
+    if max_input.by_user and 2 * max_input.count > length:
+        length, source = 2 * max_input.count, Source.DERIVED
     if limit is not None and limit < length:
         length, source = limit, Source.MODEL
     return Given(length, source, "max_total_tokens")
@@ -133,7 +133,7 @@ def _max_batch_size(parameters: Parameters, facts: ModelFacts, length: int) -> G
     if given.by_user:
         return given
     if batch_total.by_user:
-        slots, rest = divmod(_int(batch_total), length)
+        slots, rest = divmod(batch_total.count, length)
         if rest or not slots:
             near = max(1, slots) * length
             raise ConfigError(
@@ -150,7 +150,7 @@ def _max_input_tokens(parameters: Parameters, facts: ModelFacts, total: int, wid
     longest = min(width, total - 1)
     if not given.by_user:
         return Given(min(total // 2, longest), Source.DERIVED, "max_input_tokens")
-    if not 1 <= _int(given) <= longest:
+    if not 1 <= given.count <= longest:
         why = "one of the T tokens of a slot must be left for an answer"
         if facts.static is not None and longest < total - 1:
             why = "the model was compiled with a prefill graph of that width"
@@ -163,7 +163,7 @@ def _max_batch_prefill_tokens(parameters: Parameters, shape: StaticShape, max_in
     most = shape.batch_size * max_input
     if not given.by_user:
         return Given(most, Source.DERIVED, given.name)
-    if not max_input <= _int(given) <= most:
+    if not max_input <= given.count <= most:
         raise ConfigError(
             f"{given}, but must be from {max_input} (--max-input-tokens, or a longest prompt could never "
             f"start) to {most} (that for each of the {shape.batch_size} slots)",
@@ -183,10 +183,3 @@ def _max_batch_total_tokens(parameters: Parameters, shape: StaticShape) -> Given
             rule="max_batch_total_tokens",
         )
     return given
-
-
-def _int(given: Given) -> int:
-    """The number in a value that is one."""
-    if not isinstance(given.value, int):
-        raise TypeError(f"{given.name} is {given.value!r}, not an integer")
-    return given.value
