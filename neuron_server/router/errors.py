@@ -71,22 +71,23 @@ def reply(error: Exception, *, streaming: bool = False) -> ErrorReply:
 
     Anything that is not of the project's tree is a defect: 500, and nothing of its text is shown.
     """
+    status = _nearest(STATUS, error, 500)
     if isinstance(error, ValidationError):
-        return ErrorReply(422, f"Input validation error: {error}", error.error_type)
+        return ErrorReply(status, f"Input validation error: {error}", error.error_type)
     if isinstance(error, OverloadedError):
-        return ErrorReply(429, "Model is overloaded", error.error_type)
+        return ErrorReply(status, "Model is overloaded", error.error_type)
     if isinstance(error, IncompleteGenerationError):
         if streaming:
-            return ErrorReply(500, "Incomplete generation stream", "incomplete_generation_stream")
-        return ErrorReply(500, "Incomplete generation", error.error_type)
+            return ErrorReply(status, "Incomplete generation stream", "incomplete_generation_stream")
+        return ErrorReply(status, "Incomplete generation", error.error_type)
     if isinstance(error, GenerationError | BackendError | DeviceFailedError):
         lost = isinstance(error, GeneratorLostError)
         cause = "Could not connect to Text Generation server" if lost else "Server error"
         text = f"Request failed during generation: {cause}: {error}"
-        return ErrorReply(_nearest(STATUS, error, 424), text, GenerationError.error_type)
+        return ErrorReply(status, text, GenerationError.error_type)
     if isinstance(error, NeuronTgiError):
-        return ErrorReply(_nearest(STATUS, error, 500), str(error), error.error_type)
-    return ErrorReply(500, "Internal server error", NeuronTgiError.error_type)
+        return ErrorReply(status, str(error), error.error_type)
+    return ErrorReply(status, "Internal server error", NeuronTgiError.error_type)
 
 
 def failure_label(error: Exception) -> str | None:
