@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: TGI checks and budgets ``max_new_tokens`` in pieces of this many tokens (its contract since 3.0).
-PIECE_TOKENS = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class StaticShape:

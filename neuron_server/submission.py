@@ -24,7 +24,7 @@ def check(request: GenerationRequest, info: BackendInfo) -> None:
 
 
 def _check_lengths(request: GenerationRequest, info: BackendInfo) -> None:
-    tokens, room = len(request.input_ids), info.shape.max_length
+    tokens, shape = len(request.input_ids), info.shape
     if tokens == 0:
         raise ValidationError("input_ids is empty; a request needs at least one token")
     if not 1 <= request.prompt_length <= tokens:
@@ -37,9 +37,10 @@ def _check_lengths(request: GenerationRequest, info: BackendInfo) -> None:
         )
     if request.max_new_tokens < 1:
         raise ValidationError(f"max_new_tokens is {request.max_new_tokens}; it must be at least 1")
-    if tokens + request.max_new_tokens > room:
+    if request.max_new_tokens > shape.room(tokens):
         raise ValidationError(
-            f"{tokens} input_ids and max_new_tokens {request.max_new_tokens} exceed a slot of {room} tokens"
+            f"{tokens} input_ids and max_new_tokens {request.max_new_tokens} exceed a slot of "
+            f"{shape.max_length} tokens"
         )
 
 

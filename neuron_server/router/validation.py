@@ -16,8 +16,10 @@ from neuron_server.config import RouterConfig
 from neuron_server.errors import ValidationError
 from neuron_server.request import GenerationRequest, SamplingParams
 from neuron_server.router.tgi_schema import GenerateParameters
-from neuron_server.shape import PIECE_TOKENS
 from neuron_server.text.tokenizer import LONG_TEXT_CHARS, Tokenizer
+
+#: TGI checks and budgets ``max_new_tokens`` in pieces of this many tokens (its contract since 3.0).
+_PIECE_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Validator:
             ids = ids[-parameters.truncate :]
         requested = parameters.max_new_tokens
         room = self._config.max_total_tokens - len(ids)
-        piece = min(max(room, 0) if requested is None else requested, PIECE_TOKENS)
+        piece = min(max(room, 0) if requested is None else requested, _PIECE_TOKENS)
         self._check_length(len(ids), piece)
         if parameters.grammar is not None:
             raise ValidationError("grammar is not supported")
