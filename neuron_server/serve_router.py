@@ -187,8 +187,11 @@ def _stop_on_signals(service: GenerationService, stop: asyncio.Event) -> None:
 
 
 def _stop_before_start(_: int, __: FrameType | None) -> None:
-    """Before there is an event loop nothing is in flight."""
-    sys.exit(ExitCode.OK)
+    """Before there is an event loop nothing is in flight.
+
+    Not ``sys.exit``: the exception would rise inside whatever is being imported, which may catch it.
+    """
+    os._exit(ExitCode.OK)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,22 @@ def test_it_answers_with_the_phase_before_anything_is_loaded(tmp_path):
         assert "starting graceful shutdown" in output
 
 
+def test_a_signal_before_the_start_ends_it_even_inside_code_that_catches_everything():
+    """Whatever is being imported at that moment may catch an exception, or turn it into another."""
+    program = (
+        "import os, signal, sys\n"
+        "from neuron_server import serve_router\n"
+        "signal.signal(signal.SIGTERM, serve_router._stop_before_start)\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except BaseException:\n"
+        "    pass\n"
+        "sys.exit(1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=30, check=False)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_signal_during_the_imports_ends_it_well(tmp_path, number):
     with router(tmp_path) as process:
