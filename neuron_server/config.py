@@ -20,6 +20,9 @@ from neuron_server.backend import PrefillMode
 DType = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal["cpu", "fake", "neuron", "neuron_legacy"]
 
+#: TGI's default, which its launcher gives to router and shards alike.
+OTLP_SERVICE_NAME = "text-generation-inference.router"
+
 
 @dataclass(frozen=True, slots=True)
 class GeneratorConfig:
@@ -43,6 +46,9 @@ class GeneratorConfig:
     )
     max_waiting_tokens: int = field(default=20, metadata={"help": "as TGI: steps before the queue must join"})
     max_prefill_stall: float = field(default=1.0, metadata={"help": "seconds of prefills between two steps"})
+    disable_grammar_support: bool = field(default=False, metadata={"help": "refuse grammars"})
+    otlp_endpoint: str | None = field(default=None, metadata={"help": "export traces to this gRPC collector"})
+    otlp_service_name: str = field(default=OTLP_SERVICE_NAME, metadata={"help": "service.name of the traces"})
     json_output: bool = field(default=False, metadata={"help": "log as JSON lines"})
 
 
@@ -69,6 +75,13 @@ class RouterConfig:
     api_key: str | None = field(default=None, metadata={"help": "bearer token", "secret": True})
     trust_remote_code: bool = field(default=False, metadata={"help": "run tokenizer code of the model"})
     revision: str | None = field(default=None, metadata={"help": "resolved model revision, shown by /info"})
+    pipeline_tag: str | None = field(default=None, metadata={"help": "what the hub says the model is for"})
+    tokenizer_config_path: str | None = field(
+        default=None, metadata={"help": "tokenizer_config.json to take the chat template from"}
+    )
+    disable_grammar_support: bool = field(default=False, metadata={"help": "refuse grammars and tools"})
+    otlp_endpoint: str | None = field(default=None, metadata={"help": "export traces to this gRPC collector"})
+    otlp_service_name: str = field(default=OTLP_SERVICE_NAME, metadata={"help": "service.name of the traces"})
     graceful_termination_timeout: float = field(default=90.0, metadata={"help": "seconds to drain"})
     json_output: bool = field(default=False, metadata={"help": "log as JSON lines"})
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from neuron_server.grammar import Grammar
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -36,7 +38,8 @@ class GenerationRequest:
     replica: the next token has index ``len(input_ids) - prompt_length`` and its draw depends on nothing but
     (seed, index). ``max_new_tokens`` counts from here; ``len(input_ids) + max_new_tokens <= T`` and >= 1.
     ``stop_ids`` end the text (every EOS id of the generation config); empty means ignore EOS.
-    ``prompt_logprobs`` asks for the log-probability of each prompt token on the first event.
+    ``prompt_logprobs`` asks for the log-probability of each prompt token on the first event. ``grammar``
+    constrains everything after the prompt. ``traceparent`` (W3C) is the span that this work belongs to.
     """
 
     input_ids: tuple[int, ...]
@@ -45,6 +48,8 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop_ids: frozenset[int] = frozenset()
     prompt_logprobs: bool = False
+    grammar: Grammar | None = None
+    traceparent: str | None = None
 
     @property
     def generated(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from neuron_server.backend import BackendInfo
 from neuron_server.errors import NeuronTgiError
@@ -36,13 +36,37 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """One call of the backend, measured for the metrics.
+
+    ``rows`` took part, ``joined`` of them new. ``forward_s``: inside the backend; ``sampling_s``: choosing
+    the tokens. ``tokens`` were asked for and ``positions`` computed, the difference being padding (0
+    positions: the backend does not say). ``stalled`` requests were running and stood still for it.
+    """
+
+    method: Literal["prefill", "decode"]
+    rows: int
+    joined: int = 0
+    forward_s: float = 0.0
+    sampling_s: float = 0.0
+    tokens: int = 0
+    positions: int = 0
+    stalled: int = 0
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """Everything one step (a decode, or a group of prefills) made for one session's requests."""
+    """Everything one step (a decode, or a group of prefills) made for one session's requests.
+
+    ``passes`` are the calls of the backend since the last step that this session was told of.
+    """
 
     tokens: tuple[tuple[int, TokenEvent], ...] = ()
     errors: tuple[tuple[int, NeuronTgiError], ...] = ()
     free_slots: int = 0
     queued: int = 0
+    passes: tuple[Pass, ...] = ()
 
 
 class Session(Protocol):

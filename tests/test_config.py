@@ -29,6 +29,9 @@ FULL_GENERATOR = GeneratorConfig(
     waiting_served_ratio=1.2,
     max_waiting_tokens=5,
     max_prefill_stall=0.25,
+    disable_grammar_support=True,
+    otlp_endpoint="http://collector:4317",
+    otlp_service_name="tgi",
     json_output=True,
 )
 FULL_ROUTER = RouterConfig(
@@ -45,6 +48,11 @@ FULL_ROUTER = RouterConfig(
     api_key="s3cret",
     trust_remote_code=True,
     revision="-odd",
+    pipeline_tag="text-generation",
+    tokenizer_config_path="/models/t/other.json",
+    disable_grammar_support=True,
+    otlp_endpoint="http://collector:4317",
+    otlp_service_name="tgi",
     graceful_termination_timeout=1.5,
     json_output=True,
 )

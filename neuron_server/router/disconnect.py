@@ -8,8 +8,6 @@ from types import TracebackType
 
 from starlette.types import Receive
 
-from neuron_server.router.sse import disconnected
-
 
 class ClientGoneError(Exception):
     """The client disconnected; there is nobody to answer."""
@@ -43,3 +41,9 @@ class WhileConnected:
         await disconnected(self._receive)
         self._gone = True
         task.cancel()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Until the client is gone. The body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -90,6 +90,11 @@ def reply(error: Exception, *, streaming: bool = False) -> ErrorReply:
     return ErrorReply(status, "Internal server error", NeuronTgiError.error_type)
 
 
+def openai_event(error: Exception) -> bytes:
+    """An error in mid-stream on OpenAI's routes; TGI says 422 there for every kind."""
+    return orjson.dumps({"error": {"message": reply(error, streaming=True).error, "http_status_code": 422}})
+
+
 def failure_label(error: Exception) -> str | None:
     """The ``err`` label to count ``error`` under, or ``None``."""
     return _nearest(FAILURE_LABEL, error, None)

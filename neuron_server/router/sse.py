@@ -13,12 +13,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from neuron_server.router.errors import reply
+from neuron_server.router.disconnect import WhileConnected, disconnected
+from neuron_server.router.errors import openai_event, reply
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,41 @@ Frames = AsyncGenerator[bytes, None]
 def frame(data: bytes) -> bytes:
     """One data event."""
     return b"data: " + data + b"\n\n"
+
+
+class Dialect(NamedTuple):
+    """How a family of routes tells an error in mid-stream, and what its last bytes are."""
+
+    error: Callable[[Exception], bytes]
+    end: bytes = b""
+
+
+TGI = Dialect(lambda error: reply(error, streaming=True).body)
+OPENAI = Dialect(openai_event, frame(b"[DONE]"))
+
+
+async def stream(
+    request: Request,
+    frames: Frames,
+    *,
+    admit: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+    headers: Mapping[str, str],
+    dialect: Dialect = TGI,
+) -> EventStream:
+    """``frames`` as a response, once ``admit`` and the first of them have succeeded.
+
+    What those two raise is raised here, so that it gets its own HTTP status; ``close`` has been called then.
+    """
+    try:
+        async with WhileConnected(request.receive):
+            await admit()
+            first = await begin(frames)
+    except BaseException:
+        await frames.aclose()
+        await close()
+        raise
+    return EventStream(first, frames, headers=headers, close=close, dialect=dialect)
 
 
 async def begin(frames: Frames, *, patience_s: float = KEEP_ALIVE_S) -> asyncio.Task[bytes]:
@@ -70,6 +108,7 @@ class EventStream(Response):
         *,
         headers: Mapping[str, str],
         close: Callable[[], Awaitable[None]],
+        dialect: Dialect = TGI,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self.status_code = 200
@@ -79,6 +118,7 @@ class EventStream(Response):
         self._first = first
         self._frames = frames
         self._close = close
+        self._dialect = dialect
         self._keep_alive_s = keep_alive_s
         self._sent_s = 0.0
         self._gone = False
@@ -113,11 +153,11 @@ class EventStream(Response):
         except StopAsyncIteration:
             pass
         except Exception as error:  # an edge: the answer has begun, so all that is left is to say so
-            answer = reply(error, streaming=True)
-            if answer.status == 500:
+            if reply(error).status == 500:
                 logger.exception("a stream failed")
-            await send({"type": "http.response.body", "body": frame(answer.body), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            body = frame(self._dialect.error(error))
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": self._dialect.end, "more_body": False})
 
     async def _watch(self, receive: Receive, send: Send, writer: asyncio.Task[None]) -> None:
         """Keep the connection alive while nothing is sent, and cancel the writer when the client leaves."""
@@ -136,12 +176,6 @@ class EventStream(Response):
             gone.cancel()
         self._gone = True
         writer.cancel()
-
-
-async def disconnected(receive: Receive) -> None:
-    """Until the client is gone. The body must have been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _cancel(task: asyncio.Task[bytes]) -> None:

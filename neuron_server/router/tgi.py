@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-import orjson
 from fastapi import FastAPI, Request, Response
 
 from neuron_server.router.answer import Answer, Ending, Piece, Token
 from neuron_server.router.disconnect import WhileConnected
 from neuron_server.router.generation import Call, Generation
+from neuron_server.router.headers import compute_headers, one_shot_headers
 from neuron_server.router.json_body import parse, read_body
+from neuron_server.router.json_reply import Json, dump, f32
 from neuron_server.router.serde import Schema, deserialize
 from neuron_server.router.service import GenerationService
-from neuron_server.router.sse import EventStream, Frames, begin, frame
+from neuron_server.router.sse import Frames, frame, stream
 from neuron_server.router.tgi_schema import CompatGenerateRequest, GenerateRequest
 
 S = TypeVar("S", bound=Schema)
-#: One JSON value; its shape is the contract's, key by key.
-Json = dict[str, Any]
 
 #: Bodies beyond this many bytes are parsed in a thread, so that streams go on meanwhile.
 _LARGE_BODY = 65_536
@@ -72,22 +69,19 @@ async def _generate(
     async with WhileConnected(request.receive):
         answers = await service.generate(call)
     content = _answer(call, answers)
-    headers = _compute_headers(call) | _time_headers(answers[0].ending)
-    return Response(_dump([content] if as_list else content), headers=headers, media_type="application/json")
+    headers = one_shot_headers(len(call.inputs), answers[0].ending)
+    return Response(dump([content] if as_list else content), headers=headers, media_type="application/json")
 
 
 async def _stream(service: GenerationService, request: Request, call: Call) -> Response:
     generation = service.stream(call)
-    frames = _frames(generation, call)
-    try:
-        async with WhileConnected(request.receive):
-            await generation.admit()
-            first = await begin(frames)
-    except BaseException:
-        await frames.aclose()
-        await generation.close()
-        raise
-    return EventStream(first, frames, headers=_compute_headers(call), close=generation.close)
+    return await stream(
+        request,
+        _frames(generation, call),
+        admit=generation.admit,
+        close=generation.close,
+        headers=compute_headers(len(call.inputs)),
+    )
 
 
 async def _frames(generation: Generation, call: Call) -> Frames:
@@ -100,14 +94,8 @@ async def _frames(generation: Generation, call: Call) -> Frames:
 # -- JSON, key by key ----------------------------------------------------------------------------------------
 
 
-def _dump(value: Json | list[Json]) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
 def _token(token: Token) -> Json:
-    # float32 is written as the shortest decimal that reads back in 32 bits, and NaN as null
-    logprob = None if token.logprob is None else np.float32(token.logprob)
-    return {"id": token.id, "text": token.text, "logprob": logprob, "special": token.special}
+    return {"id": token.id, "text": token.text, "logprob": f32(token.logprob), "special": token.special}
 
 
 def _tokens(tokens: Sequence[Token]) -> list[Json]:
@@ -129,7 +117,7 @@ def _event(index: int, piece: Piece, call: Call) -> bytes:
             "seed": ending.seed,
             "input_length": ending.input_length,
         }
-    return _dump(event)
+    return dump(event)
 
 
 def _answer(call: Call, answers: Sequence[Answer]) -> Json:
@@ -172,27 +160,3 @@ def _top_tokens(call: Call, answer: Answer) -> Json:
 
 def _full_text(call: Call, ending: Ending) -> str:
     return call.inputs + ending.generated_text if call.parameters.return_full_text else ending.generated_text
-
-
-# -- headers -------------------------------------------------------------------------------------------------
-
-
-def _compute_headers(call: Call) -> dict[str, str]:
-    return {
-        "x-compute-type": os.environ.get("COMPUTE_TYPE", "gpu+optimized"),
-        "x-compute-characters": str(len(call.inputs)),
-    }
-
-
-def _time_headers(ending: Ending) -> dict[str, str]:
-    total_s, validation_s, queue_s, inference_s = ending.timings
-    return {
-        "x-compute-time": repr(total_s),
-        "x-total-time": str(int(total_s * 1e3)),
-        "x-validation-time": str(int(validation_s * 1e3)),
-        "x-queue-time": str(int(queue_s * 1e3)),
-        "x-inference-time": str(int(inference_s * 1e3)),
-        "x-time-per-token": str(int(ending.time_per_token_s * 1e3)),
-        "x-prompt-tokens": str(ending.input_length),
-        "x-generated-tokens": str(ending.generated_tokens),
-    }

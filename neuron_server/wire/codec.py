@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Literal, TypeVar, cast, get_args
 
 import grpc
@@ -28,8 +29,9 @@ from neuron_server.errors import (
     ValidationError,
 )
 from neuron_server.event import FinishReason, TokenEvent, TopToken
+from neuron_server.grammar import Grammar, GrammarKind
 from neuron_server.request import GenerationRequest, SamplingParams
-from neuron_server.session import Phase, Status, Step
+from neuron_server.session import Pass, Phase, Status, Step
 from neuron_server.shape import StaticShape
 from neuron_server.wire.pb import generator_pb2 as pb
 
@@ -120,6 +122,7 @@ def error_of_status(code: grpc.StatusCode, message: str) -> NeuronTgiError:
 def encode_submit(request_id: int, request: GenerationRequest) -> pb.GenerateRequest:
     """Raises ``ValidationError`` where a number does not fit the wire (ids and counts are uint32)."""
     sampling = request.sampling
+    grammar = request.grammar
     try:
         submit = pb.Submit(
             request_id=request_id,
@@ -139,6 +142,8 @@ def encode_submit(request_id: int, request: GenerationRequest) -> pb.GenerateReq
             ),
             stop_ids=sorted(request.stop_ids),
             prompt_logprobs=request.prompt_logprobs,
+            grammar=None if grammar is None else pb.Grammar(kind=grammar.kind, text=grammar.text),
+            traceparent=request.traceparent or "",
         )
     except ValueError as error:
         raise ValidationError(f"a number of the request does not fit the wire: {error}") from error
@@ -170,7 +175,14 @@ def decode_submit(submit: pb.Submit) -> GenerationRequest:
         sampling=sampling if submit.HasField("sampling") else SamplingParams(),
         stop_ids=frozenset(submit.stop_ids),
         prompt_logprobs=submit.prompt_logprobs,
+        grammar=_decode_grammar(submit.grammar) if submit.HasField("grammar") else None,
+        traceparent=submit.traceparent or None,
     )
+
+
+def _decode_grammar(sent: pb.Grammar) -> Grammar:
+    kinds: tuple[GrammarKind, ...] = get_args(GrammarKind)
+    return Grammar(_known(sent.kind, kinds, "grammar.kind"), sent.text)
 
 
 # -- events: down --------------------------------------------------------------------------------------------
@@ -188,6 +200,8 @@ def encode_step(step: Step) -> pb.StepEvents:
     message = pb.StepEvents(free_slots=step.free_slots, queued=step.queued)
     for request_id, event in step.tokens:
         _encode_event(message.tokens.add(request_id=request_id, token_id=event.token_id), event)
+    for one in step.passes:
+        message.passes.add(**{name: getattr(one, name) for name in _PASS_FIELDS})
     for request_id, error in step.errors:
         message.errors.append(encode_error(request_id, error))
     return message
@@ -229,6 +243,13 @@ def _decode_prompt_logprobs(sent: Iterable[float]) -> tuple[float | None, ...]:
 
 def decode_error(sent: pb.RequestError) -> NeuronTgiError:
     return error_class(sent.error_type)(sent.message)
+
+
+_PASS_FIELDS = tuple(field.name for field in fields(Pass))
+
+
+def decode_pass(sent: pb.Pass) -> Pass:
+    return Pass(**{name: getattr(sent, name) for name in _PASS_FIELDS})
 
 
 # -- state ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from neuron_server.errors import GenerationError
-from neuron_server.router import sse, tgi
+from neuron_server.router import sse
 from neuron_server.router.sse import EventStream, begin
 
 
@@ -104,7 +104,7 @@ async def test_events_go_out_one_by_one(harness):
 
 async def test_a_slow_first_token_opens_the_stream_with_a_keep_alive(harness, monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
-    monkeypatch.setattr(tgi, "begin", lambda frames: begin(frames, patience_s=0.01))
+    monkeypatch.setattr(sse, "begin", lambda frames: begin(frames, patience_s=0.01))
     one = harness(script=(GenerationError("late"),))
     one.source.gate.clear()
     wire = Wire(one.app, "/generate_stream", {"inputs": "Hello"})

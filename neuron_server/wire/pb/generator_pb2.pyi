@@ -77,7 +77,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "input_ids", "prompt_length", "max_new_tokens", "sampling", "stop_ids", "prompt_logprobs")
+    __slots__ = ("request_id", "input_ids", "prompt_length", "max_new_tokens", "sampling", "stop_ids", "prompt_logprobs", "grammar", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,8 @@ class Submit(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     input_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_length: int
@@ -92,7 +94,17 @@ class Submit(_message.Message):
     sampling: SamplingParams
     stop_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_logprobs: bool
-    def __init__(self, request_id: _Optional[int] = ..., input_ids: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: bool = ...) -> None: ...
+    grammar: Grammar
+    traceparent: str
+    def __init__(self, request_id: _Optional[int] = ..., input_ids: _Optional[_Iterable[int]] = ..., prompt_length: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: bool = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class Grammar(_message.Message):
+    __slots__ = ("kind", "text")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    text: str
+    def __init__(self, kind: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "frequency_penalty", "seed", "top_n_tokens")
@@ -123,16 +135,40 @@ class Cancel(_message.Message):
     def __init__(self, request_id: _Optional[int] = ...) -> None: ...
 
 class StepEvents(_message.Message):
-    __slots__ = ("tokens", "errors", "free_slots", "queued")
+    __slots__ = ("tokens", "errors", "free_slots", "queued", "passes")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[TokenEvent]
     errors: _containers.RepeatedCompositeFieldContainer[RequestError]
     free_slots: int
     queued: int
-    def __init__(self, tokens: _Optional[_Iterable[_Union[TokenEvent, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RequestError, _Mapping]]] = ..., free_slots: _Optional[int] = ..., queued: _Optional[int] = ...) -> None: ...
+    passes: _containers.RepeatedCompositeFieldContainer[Pass]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[TokenEvent, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RequestError, _Mapping]]] = ..., free_slots: _Optional[int] = ..., queued: _Optional[int] = ..., passes: _Optional[_Iterable[_Union[Pass, _Mapping]]] = ...) -> None: ...
+
+class Pass(_message.Message):
+    __slots__ = ("method", "rows", "joined", "forward_s", "sampling_s", "tokens", "positions", "stalled", "failed")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_S_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_S_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    rows: int
+    joined: int
+    forward_s: float
+    sampling_s: float
+    tokens: int
+    positions: int
+    stalled: int
+    failed: bool
+    def __init__(self, method: _Optional[str] = ..., rows: _Optional[int] = ..., joined: _Optional[int] = ..., forward_s: _Optional[float] = ..., sampling_s: _Optional[float] = ..., tokens: _Optional[int] = ..., positions: _Optional[int] = ..., stalled: _Optional[int] = ..., failed: bool = ...) -> None: ...
 
 class TokenEvent(_message.Message):
     __slots__ = ("request_id", "token_id", "logprob", "top_ids", "top_logprobs", "finish", "queue_s", "prompt_logprobs")

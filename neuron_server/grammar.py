@@ -1,0 +1,49 @@
+"""A constraint on the text: how it travels, and what the engine knows of it.
+
+A grammar is text in the request. The generator compiles it (``text/grammar.py``); the engine sees only which
+tokens may come next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+GrammarKind = Literal["json_schema", "regex"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """``text`` is a JSON Schema (2020-12) as compact JSON, or a regular expression for the whole text."""
+
+    kind: GrammarKind
+    text: str
+
+
+class Constraint(Protocol):
+    """Where one generation stands in its grammar. Used by one thread at a time."""
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> None:
+        """Write ``-inf`` to every token of the row (V,) that may not come next.
+
+        What is left is never empty: where the grammar is satisfied and nothing can follow, the tokens that
+        end the text are allowed, and they are allowed only where the grammar is satisfied.
+        """
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """The token was chosen. Raises ``ValueError`` for one that ``mask`` does not allow."""
+        ...
+
+    def fork(self) -> Constraint:
+        """An independent copy at the same place."""
+        ...
+
+
+#: Compiles for a text that ends with one of ``stop_ids``. Bounded in time and memory, never blocks the event
+#: loop it is awaited on; raises ``ValidationError`` for a grammar that is wrong or too much.
+Compile = Callable[[Grammar, frozenset[int]], Awaitable[Constraint]]
