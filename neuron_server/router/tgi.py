@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -13,7 +13,7 @@ from neuron_server.router.answer import Answer, Ending, Piece, Token
 from neuron_server.router.disconnect import WhileConnected
 from neuron_server.router.generation import Call, Generation
 from neuron_server.router.headers import compute_headers, one_shot_headers
-from neuron_server.router.json_body import parse, read_body
+from neuron_server.router.json_body import Document, parse, read_body
 from neuron_server.router.json_reply import Json, dump, f32
 from neuron_server.router.serde import Schema, deserialize
 from neuron_server.router.service import GenerationService
@@ -21,6 +21,7 @@ from neuron_server.router.sse import Frames, frame, stream
 from neuron_server.router.tgi_schema import CompatGenerateRequest, GenerateRequest
 
 S = TypeVar("S", bound=Schema)
+T = TypeVar("T")
 
 #: Bodies beyond this many bytes are parsed in a thread, so that streams go on meanwhile.
 _LARGE_BODY = 65_536
@@ -43,24 +44,35 @@ def add_routes(app: FastAPI, service: GenerationService) -> None:
 
     @app.post("/")
     async def compat_generate(request: Request) -> Response:
-        started_s = time.monotonic()
         body = await read(request, CompatGenerateRequest, service.config.payload_limit)
-        parameters = body.parameters
-        if parameters.return_full_text is None:
-            # TGI's default here for a text-generation model, and for one whose kind nobody knows
-            parameters = parameters.model_copy(update={"return_full_text": True})
-        call = Call(body.inputs, parameters, started_s)
-        if body.stream:
-            return await _stream(service, request, call)
-        return await _generate(service, request, call, as_list=True)
+        return await compat(service, request, body)
+
+
+async def compat(service: GenerationService, request: Request, body: CompatGenerateRequest) -> Response:
+    """The answer of ``/``, and of a platform that takes its body: a list of one, or a stream."""
+    started_s = time.monotonic()
+    parameters = body.parameters
+    if parameters.return_full_text is None:
+        # TGI's default here for a text-generation model, and for one whose kind nobody knows
+        full = service.config.pipeline_tag in (None, "text-generation")
+        parameters = parameters.model_copy(update={"return_full_text": full})
+    call = Call(body.inputs, parameters, started_s)
+    if body.stream:
+        return await _stream(service, request, call)
+    return await _generate(service, request, call, as_list=True)
 
 
 async def read(request: Request, model: type[S], limit: int) -> S:
     """The request's body as a ``model``; raises ``BodyRefusedError``."""
+    return await read_as(request, lambda document: deserialize(model, document), limit)
+
+
+async def read_as(request: Request, fit: Callable[[Document], T], limit: int) -> T:
+    """The request's body as what ``fit`` makes of it; raises ``BodyRefusedError`` as ``fit`` may."""
     body = await read_body(request.headers, request.stream(), limit)
     if len(body) > _LARGE_BODY:
-        return await asyncio.to_thread(lambda: deserialize(model, parse(body)))
-    return deserialize(model, parse(body))
+        return await asyncio.to_thread(lambda: fit(parse(body)))
+    return fit(parse(body))
 
 
 async def _generate(
