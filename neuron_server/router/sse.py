@@ -48,12 +48,23 @@ TGI = Dialect(lambda error: reply(error, streaming=True).body)
 OPENAI = Dialect(openai_event, frame(b"[DONE]"))
 
 
+def error_frame(error: Exception, dialect: Dialect) -> bytes:
+    """The event of an error in mid-stream; a defect goes to the log as well."""
+    if reply(error).status == 500:
+        logger.error("a stream failed", exc_info=error)
+    return frame(dialect.error(error))
+
+
+async def _nothing() -> None:
+    """What frames need that take and free by themselves what they are made from."""
+
+
 async def stream(
     request: Request,
     frames: Frames,
     *,
-    admit: Callable[[], Awaitable[None]],
-    close: Callable[[], Awaitable[None]],
+    admit: Callable[[], Awaitable[None]] = _nothing,
+    close: Callable[[], Awaitable[None]] = _nothing,
     headers: Mapping[str, str],
     dialect: Dialect = TGI,
 ) -> EventStream:
@@ -152,10 +163,8 @@ class EventStream(Response):
                 body = await anext(self._frames)
         except StopAsyncIteration:
             pass
-        except Exception as error:  # an edge: the answer has begun, so all that is left is to say so
-            if reply(error).status == 500:
-                logger.exception("a stream failed")
-            body = frame(self._dialect.error(error))
+        except Exception as error:  # noqa: BLE001 - an edge: the answer has begun, all that is left is to say so
+            body = error_frame(error, self._dialect)
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": self._dialect.end, "more_body": False})
 
