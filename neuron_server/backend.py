@@ -39,11 +39,13 @@ class Output:
 
     ``logits`` float32 (n, V), valid until the next call of the backend; the caller may write to it.
     ``prompt_logprobs[i]``, where row i asked for it: float32 (len(tokens) - 1,), the natural log-probability
-    of tokens 1 .. of the row given those before it.
+    of tokens 1 .. of the row given those before it. ``positions``: how many token positions the forward
+    computed for these rows, padding included (a compiled graph computes all it has); 0 where unknown.
     """
 
     logits: npt.NDArray[np.float32]  # (n, V)
     prompt_logprobs: Sequence[npt.NDArray[np.float32] | None] = ()
+    positions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ class Pass:
 
     ``rows`` took part, ``joined`` of them new. ``forward_s``: inside the backend; ``sampling_s``: choosing
     the tokens. ``tokens`` were asked for and ``positions`` computed, the difference being padding (0
-    positions: the backend does not say). ``stalled`` requests were running and stood still for it.
+    positions: the backend does not say). ``stalled`` requests were running and stood still for it. ``concat``
+    marks the first call of a group that joined running requests, and says with TGI's words why it could: the
+    queue was long enough (``backpressure``), or had waited for long enough.
     """
 
     method: Literal["prefill", "decode"]
@@ -53,6 +55,7 @@ class Pass:
     positions: int = 0
     stalled: int = 0
     failed: bool = False
+    concat: Literal["", "backpressure", "wait_exceeded"] = ""
 
 
 @dataclass(frozen=True, slots=True)

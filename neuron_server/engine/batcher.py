@@ -9,9 +9,11 @@ from typing import Generic
 
 from neuron_server.backend import Backend
 from neuron_server.engine.engine import Engine, Joiner, Outcome
-from neuron_server.engine.schedule import Occupancy, Policy, admit, may_prefill
+from neuron_server.engine.schedule import Occupancy, Policy, admit, is_patient, may_prefill
 from neuron_server.engine.slot import Key
+from neuron_server.engine.stopwatch import Concat
 from neuron_server.request import GenerationRequest
+from neuron_server.session import Pass
 from neuron_server.submission import check
 
 
@@ -19,9 +21,14 @@ class Batcher(Generic[Key]):
     """A first-in-first-out queue, an engine, and the policy between them. Synchronous, for one thread."""
 
     def __init__(
-        self, backend: Backend, policy: Policy, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        backend: Backend,
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        on_pass: Callable[[Pass], None] = lambda _: None,
     ) -> None:
-        self._engine: Engine[Key] = Engine(backend, clock=clock)
+        self._engine: Engine[Key] = Engine(backend, clock=clock, on_pass=on_pass)
         self._policy = policy
         self._clock = clock
         self._queue: dict[Key, Joiner[Key]] = {}
@@ -60,23 +67,34 @@ class Batcher(Generic[Key]):
 
         ``submit`` and ``cancel`` may be called while the iterator is suspended and take effect at once.
         """
-        joining = self._admitted()
+        occupancy = self._occupancy()
+        joining, concat = self._admitted(occupancy), self._concat(occupancy)
         if joining and self._engine.info.prefill_mode == "rebuild":
-            yield self._place(joining)
+            yield self._place(joining, concat)
         elif joining:
             while joining and self._queue and may_prefill(self._policy, self._engine.stalled_s):
                 joining -= 1
-                yield self._place(1)
+                yield self._place(1, concat)
+                concat = ""
         if self._engine.running:
             yield self._engine.step()
 
-    def _admitted(self) -> int:
+    def _occupancy(self) -> Occupancy:
         engine = self._engine
-        occupancy = Occupancy(engine.running, engine.free_slots, len(self._queue), engine.steps_since_join)
+        return Occupancy(engine.running, engine.free_slots, len(self._queue), engine.steps_since_join)
+
+    def _concat(self, occupancy: Occupancy) -> Concat:
+        """What a group that joins now is counted under; one that finds nothing running joins nothing."""
+        if not occupancy.running:
+            return ""
+        return "backpressure" if is_patient(self._policy, occupancy) else "wait_exceeded"
+
+    def _admitted(self, occupancy: Occupancy) -> int:
+        engine = self._engine
         waiting = islice(self._queue.values(), engine.free_slots)
         lengths = [len(joiner.request.input_ids) for joiner in waiting]
         return admit(self._policy, engine.info.prefill_mode, lengths, occupancy)
 
-    def _place(self, count: int) -> Outcome[Key]:
+    def _place(self, count: int, concat: Concat) -> Outcome[Key]:
         keys = list(islice(self._queue, count))
-        return self._engine.place([self._queue.pop(key) for key in keys])
+        return self._engine.place([self._queue.pop(key) for key in keys], concat)

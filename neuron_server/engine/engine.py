@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from neuron_server.backend import Backend, BackendInfo, DecodeRow, Output, PrefillRow
 from neuron_server.engine.sampling import sample
 from neuron_server.engine.slot import Key, Slot
+from neuron_server.engine.stopwatch import Concat, Stopwatch
 from neuron_server.errors import (
     BackendError,
     GenerationError,
@@ -20,6 +22,7 @@ from neuron_server.errors import (
 )
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
+from neuron_server.session import Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,20 @@ class Engine(Generic[Key]):
 
     A request that fails, fails alone: its error stands in an ``Outcome`` and its slot is free again.
     ``DeviceFailedError``, and anything else that is not a ``BackendError``, is raised and leaves the engine
-    dead.
+    dead. Every call of the backend is measured and handed to ``on_pass``, also the one that it dies in.
     """
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        on_pass: Callable[[Pass], None] = lambda _: None,
+    ) -> None:
         self._backend = backend
         self._clock = clock
+        self._on_pass = on_pass
+        self._concat: Concat = ""
         self._slots: list[Slot[Key] | None] = [None] * backend.info.shape.batch_size
         self._places: dict[Key, int] = {}
         #: Seconds that running requests have stood still in prefills since the last decode; 0 when none run.
@@ -72,18 +83,19 @@ class Engine(Generic[Key]):
         """Slots that ``place`` could fill now."""
         return len(self._slots) - len(self._places)
 
-    def place(self, joiners: Sequence[Joiner[Key]]) -> Outcome[Key]:
+    def place(self, joiners: Sequence[Joiner[Key]], concat: Concat = "") -> Outcome[Key]:
         """Give each joiner the lowest free slot and prefill it; first tokens come out at once.
 
         The joiners have passed ``submission.check``. *Insert*: one prefill per joiner; a one-token prompt
         takes its slot now and enters through the next decode; a resumed request longer than the prefill graph
         enters with as much as that takes and feeds the rest through decode steps. *Rebuild*: one prefill of
-        all joiners and all running requests. Raises ``ValueError`` for more joiners than free slots, or a key
-        that is running.
+        all joiners and all running requests. ``concat`` is for the ``Pass`` through which they join. Raises
+        ``ValueError`` for more joiners than free slots, or a key that is running.
         """
         if len(joiners) > self.free_slots or any(joiner.key in self._places for joiner in joiners):
             raise ValueError(f"{len(joiners)} joiners for {self.free_slots} free slots, or one runs already")
         outcome: Outcome[Key] = Outcome()
+        self._concat = concat or self._concat
         if self.info.prefill_mode == "rebuild":
             self._rebuild(joiners, outcome)
         else:
@@ -94,13 +106,16 @@ class Engine(Generic[Key]):
     def step(self) -> Outcome[Key]:
         """Decode all occupied slots once and choose their next tokens; nothing happens when all are free."""
         outcome: Outcome[Key] = Outcome()
-        decoded, output = self._decode(outcome)
+        decoded = self._decode(outcome)
         self.stalled_s = 0.0
         self.steps_since_join += 1
-        if output is not None:
-            for _, slot in decoded:
+        if decoded is not None:
+            rows, output, watch = decoded
+            for _, slot in rows:
                 slot.held += 1
-            self._choose(decoded, output.logits, outcome)
+            self._choose(rows, output.logits, outcome)
+            self._on_pass(watch.passed())
+        self._concat = ""
         return outcome
 
     def release(self, key: Key) -> None:
@@ -119,7 +134,7 @@ class Engine(Generic[Key]):
             self._occupy(index, slot)
             return
         try:
-            output = self._prefill([PrefillRow(index, first, self._scored(slot))])
+            output, watch = self._prefill([PrefillRow(index, first, self._scored(slot))], joined=1)
         except BackendError as error:
             outcome.errors.append((slot.key, error))
             return
@@ -127,6 +142,7 @@ class Engine(Generic[Key]):
         self._occupy(index, slot)
         self._note_prompt_logprobs([(index, slot)], output.prompt_logprobs)
         self._choose([(index, slot)], output.logits, outcome)
+        self._on_pass(watch.passed())
 
     def _rebuild(self, joiners: Sequence[Joiner[Key]], outcome: Outcome[Key]) -> None:
         free = (index for index, slot in enumerate(self._slots) if slot is None)
@@ -134,7 +150,7 @@ class Engine(Generic[Key]):
         running = [PrefillRow(i, slot.tokens[: slot.held]) for i, slot in self._occupied()]
         rows = [PrefillRow(i, slot.tokens, self._scored(slot)) for i, slot in joined]
         try:
-            output = self._prefill(running + rows)
+            output, watch = self._prefill(running + rows, joined=len(rows))
         except BackendError as error:  # refused before device work: nothing has changed
             if len(joiners) == 1:
                 outcome.errors.append((joiners[0].key, error))
@@ -147,6 +163,7 @@ class Engine(Generic[Key]):
             self._occupy(index, slot)
         self._note_prompt_logprobs(joined, output.prompt_logprobs[len(running) :])
         self._choose(joined, output.logits[len(running) :], outcome)
+        self._on_pass(watch.passed())
 
     def _slot(self, joiner: Joiner[Key]) -> Slot[Key]:
         return Slot(joiner.key, joiner.request, queue_s=max(0.0, self._clock() - joiner.submitted_at))
@@ -159,13 +176,21 @@ class Engine(Generic[Key]):
     def _scored(self, slot: Slot[Key]) -> bool:
         return slot.request.prompt_logprobs and self.info.can_score_prompt
 
-    def _prefill(self, rows: Sequence[PrefillRow]) -> Output:
-        somebody_waits = bool(self._places)
-        start = self._clock()
-        output = self._backend.prefill(rows)
-        if somebody_waits:
-            self.stalled_s += self._clock() - start
-        return output
+    def _prefill(self, rows: Sequence[PrefillRow], joined: int) -> tuple[Output, Stopwatch]:
+        tokens, stalled = sum(len(row.tokens) for row in rows), self.running
+        watch = Stopwatch(self._clock, "prefill", len(rows), joined, tokens, stalled, self._concat)
+        output = self._measured(watch, partial(self._backend.prefill, rows))
+        self._concat = ""
+        if stalled:
+            self.stalled_s += watch.forward_s
+        return output, watch
+
+    def _measured(self, watch: Stopwatch, call: Callable[[], Output]) -> Output:
+        try:
+            return watch.returned(call())
+        except BaseException:
+            self._on_pass(watch.failed())
+            raise
 
     def _note_prompt_logprobs(
         self, joined: Sequence[tuple[int, Slot[Key]]], scores: Sequence[npt.NDArray[np.float32] | None]
@@ -179,16 +204,18 @@ class Engine(Generic[Key]):
     def _occupied(self) -> list[tuple[int, Slot[Key]]]:
         return [(index, slot) for index, slot in enumerate(self._slots) if slot is not None]
 
-    def _decode(self, outcome: Outcome[Key]) -> tuple[list[tuple[int, Slot[Key]]], Output | None]:
+    def _decode(self, outcome: Outcome[Key]) -> tuple[list[tuple[int, Slot[Key]]], Output, Stopwatch] | None:
         """All live slots and the newcomers at position 0, and their output; ``None`` when there are none."""
         newcomers = [index for index, slot in self._occupied() if not slot.live]
         while True:
             rows = [(i, slot) for i, slot in self._occupied() if slot.live or i in newcomers]
             if not rows:
-                return [], None
+                return None
+            decode_rows = [DecodeRow(i, slot.tokens[slot.held], slot.held) for i, slot in rows]
+            count, concat = len(rows), self._concat if newcomers else ""
+            watch = Stopwatch(self._clock, "decode", count, len(newcomers), count, concat=concat)
             try:
-                decode_rows = [DecodeRow(i, slot.tokens[slot.held], slot.held) for i, slot in rows]
-                return rows, self._backend.decode(decode_rows)
+                return rows, self._measured(watch, partial(self._backend.decode, decode_rows)), watch
             except BackendError as error:  # refused before device work: nothing has changed
                 if len(newcomers) > 1:
                     newcomers = newcomers[:1]  # the others take their turn in the next steps

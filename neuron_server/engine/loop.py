@@ -20,7 +20,7 @@ from neuron_server.engine.warmup import warm_up
 from neuron_server.errors import DeviceFailedError, GenerationError, NeuronTgiError, UnavailableError
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
-from neuron_server.session import Phase, Status
+from neuron_server.session import Pass, Phase, Status
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class EngineLoop:
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._passes: list[Pass] = []  # touched on that thread only: those not yet posted
         # Below: touched on the asyncio thread only.
         self._asyncio: asyncio.AbstractEventLoop
         self._phase = Phase.LOADING
@@ -180,8 +181,9 @@ class EngineLoop:
         self._phase, self._info, self._free_slots = Phase.READY, info, info.shape.batch_size
         self._settled.set()
 
-    def _on_outcome(self, outcome: Outcome[Ticket], free_slots: int) -> None:
+    def _on_outcome(self, outcome: Outcome[Ticket], free_slots: int, passes: list[Pass]) -> None:
         self._free_slots = free_slots
+        self._tell(passes)
         for ticket, event in outcome.tokens:
             if event.finish is not None:
                 self._tickets.discard(ticket)
@@ -190,9 +192,16 @@ class EngineLoop:
             self._tickets.discard(ticket)
             ticket.session.fail(ticket, error)
 
-    def _on_failure(self, error: BaseException) -> None:
+    def _tell(self, passes: list[Pass]) -> None:
+        """Every session learns of every pass: each router shows the whole device, not its part of it."""
+        idle = self._info is not None and self._free_slots == self._info.shape.batch_size
+        for session in self._sessions:
+            session.measured(passes, now=idle)
+
+    def _on_failure(self, error: BaseException, passes: list[Pass]) -> None:
         self._phase, self._fatal, self._free_slots = Phase.FAILED, error, 0
         self._detail = str(error) if isinstance(error, NeuronTgiError) else f"{type(error).__name__}: {error}"
+        self._tell(passes)
         self._fail_all(self._failure)
         self._settled.set()
         if self._on_fatal is not None and not self._closing:
@@ -218,12 +227,12 @@ class EngineLoop:
                 self._post(self._on_warming_up)
                 warm_up(backend)
                 self._post(self._on_ready, backend.info)
-                self._serve(Batcher(backend, self._policy))
+                self._serve(Batcher(backend, self._policy, on_pass=self._passes.append))
         except BaseException as error:  # the thread's edge: nothing may end it in silence
             # What was raised on purpose says it all in its sentence, which the program logs.
             if not isinstance(error, NeuronTgiError):
                 logger.error("the engine has failed", exc_info=error)
-            self._post(self._on_failure, error)
+            self._post(self._on_failure, error, self._take_passes())
         finally:
             if backend is not None:
                 self._give_back(backend)
@@ -234,7 +243,7 @@ class EngineLoop:
         while not self._stop.is_set():
             self._obey(batcher)
             for outcome in batcher.turn():
-                self._post(self._on_outcome, outcome, batcher.free_slots)
+                self._post(self._on_outcome, outcome, batcher.free_slots, self._take_passes())
                 self._obey(batcher)
                 if self._stop.is_set():
                     return
@@ -258,7 +267,12 @@ class EngineLoop:
                 for ticket in command.tickets:
                     batcher.cancel(ticket)
         if refused.errors or batcher.free_slots != free_before:
-            self._post(self._on_outcome, refused, batcher.free_slots)
+            self._post(self._on_outcome, refused, batcher.free_slots, self._take_passes())
+
+    def _take_passes(self) -> list[Pass]:
+        taken = self._passes[:]
+        self._passes.clear()
+        return taken
 
     def _give_back(self, backend: Backend) -> None:
         try:

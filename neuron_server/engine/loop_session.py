@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from neuron_server.errors import NeuronTgiError, ValidationError
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
-from neuron_server.session import Status, Step
+from neuron_server.session import Pass, Status, Step
+
+#: So many passes that none of the session's requests took part in make a step of their own.
+PASSES_PER_STEP = 64
+#: A consumer that fetches nothing loses the oldest of more than these.
+MAX_PASSES = 4096
 
 
 class Ticket:
@@ -54,6 +60,8 @@ class LoopSession:
         self._open: dict[int, Ticket] = {}
         self._tokens: list[tuple[int, TokenEvent]] = []
         self._errors: list[tuple[int, NeuronTgiError]] = []
+        self._passes: deque[Pass] = deque(maxlen=MAX_PASSES)
+        self._due = False
         self._wake = asyncio.Event()
         self._ended = False
 
@@ -77,15 +85,21 @@ class LoopSession:
             self._host.withdraw([ticket])
 
     async def steps(self) -> AsyncIterator[Step]:
-        """One item per step that made something for this session, or several merged; for one consumer."""
+        """One item per step that made something for this session, or several merged; for one consumer.
+
+        Passes that made nothing for it come with the next item, or in one of their own when many have gathered
+        or the batch has emptied.
+        """
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._tokens or self._errors:
+            if self._tokens or self._errors or self._due:
                 tokens, self._tokens = self._tokens, []
                 errors, self._errors = self._errors, []
+                passes, self._due = tuple(self._passes), False
+                self._passes.clear()
                 status = self._host.status
-                yield Step(tuple(tokens), tuple(errors), status.free_slots, status.queued)
+                yield Step(tuple(tokens), tuple(errors), status.free_slots, status.queued, passes)
             elif self._ended:
                 return
             if self._ended:
@@ -96,7 +110,7 @@ class LoopSession:
         if not self._ended:
             self._host.withdraw(list(self._open.values()))
             self._open.clear()
-            self._tokens, self._errors = [], []
+            self._tokens, self._errors, self._due = [], [], False
             self._host.forget(self)
             self.end()
 
@@ -115,6 +129,13 @@ class LoopSession:
         if self._open.get(ticket.request_id) is ticket:
             del self._open[ticket.request_id]
             self._errors.append((ticket.request_id, error))
+            self._wake.set()
+
+    def measured(self, passes: Sequence[Pass], *, now: bool) -> None:
+        """Passes of the batch; ``now``: nothing may follow that they could go with."""
+        self._passes.extend(passes)
+        if self._passes and (now or len(self._passes) >= PASSES_PER_STEP):
+            self._due = True
             self._wake.set()
 
     def end(self) -> None:

@@ -57,8 +57,9 @@ def admit(policy: Policy, mode: PrefillMode, prompt_lengths: Sequence[int], batc
     """
     candidates = prompt_lengths[: batch.free_slots]
     free_riders = _leading_one_token_prompts(candidates) if mode == "insert" else 0
-    patient = batch.running > 0 and batch.steps_since_join + 1 < policy.max_waiting_tokens
-    minimum = min(int(batch.running * policy.waiting_served_ratio), batch.free_slots) if patient else 0
+    minimum = 0
+    if batch.running and is_patient(policy, batch):
+        minimum = min(int(batch.running * policy.waiting_served_ratio), batch.free_slots)
     if batch.queued < minimum:
         return free_riders
     accepted = prefilled = longest = 0
@@ -70,6 +71,11 @@ def admit(policy: Policy, mode: PrefillMode, prompt_lengths: Sequence[int], batc
             prefilled += 1
         accepted += 1
     return accepted
+
+
+def is_patient(policy: Policy, batch: Occupancy) -> bool:
+    """Whether running requests may still make a short queue wait: the last join is not long ago."""
+    return batch.steps_since_join + 1 < policy.max_waiting_tokens
 
 
 def may_prefill(policy: Policy, stalled_s: float) -> bool:

@@ -149,7 +149,7 @@ class StepEvents(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[TokenEvent, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[RequestError, _Mapping]]] = ..., free_slots: _Optional[int] = ..., queued: _Optional[int] = ..., passes: _Optional[_Iterable[_Union[Pass, _Mapping]]] = ...) -> None: ...
 
 class Pass(_message.Message):
-    __slots__ = ("method", "rows", "joined", "forward_s", "sampling_s", "tokens", "positions", "stalled", "failed")
+    __slots__ = ("method", "rows", "joined", "forward_s", "sampling_s", "tokens", "positions", "stalled", "failed", "concat")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,7 @@ class Pass(_message.Message):
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     STALLED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    CONCAT_FIELD_NUMBER: _ClassVar[int]
     method: str
     rows: int
     joined: int
@@ -168,7 +169,8 @@ class Pass(_message.Message):
     positions: int
     stalled: int
     failed: bool
-    def __init__(self, method: _Optional[str] = ..., rows: _Optional[int] = ..., joined: _Optional[int] = ..., forward_s: _Optional[float] = ..., sampling_s: _Optional[float] = ..., tokens: _Optional[int] = ..., positions: _Optional[int] = ..., stalled: _Optional[int] = ..., failed: bool = ...) -> None: ...
+    concat: str
+    def __init__(self, method: _Optional[str] = ..., rows: _Optional[int] = ..., joined: _Optional[int] = ..., forward_s: _Optional[float] = ..., sampling_s: _Optional[float] = ..., tokens: _Optional[int] = ..., positions: _Optional[int] = ..., stalled: _Optional[int] = ..., failed: bool = ..., concat: _Optional[str] = ...) -> None: ...
 
 class TokenEvent(_message.Message):
     __slots__ = ("request_id", "token_id", "logprob", "top_ids", "top_logprobs", "finish", "queue_s", "prompt_logprobs")
