@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from neuron_server import logs
@@ -21,6 +21,7 @@ from neuron_server.engine.loop import EngineLoop
 from neuron_server.engine.schedule import Policy
 from neuron_server.errors import ConfigError, DeviceFailedError, ModelError, NeuronTgiError
 from neuron_server.lifeline import ExitCode, die_with_parent
+from neuron_server.session import SessionSource
 from neuron_server.socket_path import check_length, clear_stale
 from neuron_server.wire.service import serving
 
@@ -51,7 +52,7 @@ async def serve(config: GeneratorConfig) -> ExitCode:
     try:
         check_length(config.uds_path, "--uds-path")
         clear_stale(config.uds_path, "--uds-path")
-        failure = await _serve_until_the_end(config)
+        failure = await _serve_traced(config)
     except ConfigError as error:
         failure = error
     if failure is None:
@@ -63,8 +64,24 @@ async def serve(config: GeneratorConfig) -> ExitCode:
     return exit_code(failure)
 
 
-async def _serve_until_the_end(config: GeneratorConfig) -> BaseException | None:
-    """What ended it; ``None`` for a signal."""
+async def _serve_traced(config: GeneratorConfig) -> BaseException | None:
+    """What ended it; ``None`` for a signal. The last spans get a moment to leave."""
+    if config.otlp_endpoint is None:
+        return await _serve_until_the_end(config, lambda engine: engine)
+    from neuron_server import otlp
+    from neuron_server.wire.spans import TracedSource
+
+    tracer = otlp.connect(config.otlp_endpoint, config.otlp_service_name, "neuron_server.generator")
+    try:
+        return await _serve_until_the_end(config, lambda engine: TracedSource(engine, tracer))
+    finally:
+        await asyncio.to_thread(tracer.close)
+
+
+async def _serve_until_the_end(
+    config: GeneratorConfig, seen: Callable[[EngineLoop], SessionSource]
+) -> BaseException | None:
+    """See above; ``seen`` is the engine as the wire sees it."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BaseException | None] = loop.create_future()
 
@@ -75,7 +92,7 @@ async def _serve_until_the_end(config: GeneratorConfig) -> BaseException | None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, None)
     engine = EngineLoop(lambda: load_backend(config), _policy(config), on_fatal=end)
-    async with serving(engine, config.uds_path) as stop_calls:
+    async with serving(seen(engine), config.uds_path) as stop_calls:
         engine.start()
         announcing = asyncio.create_task(_announce(engine))
         failure = await ended

@@ -23,6 +23,7 @@ from neuron_server import logs
 from neuron_server.config import RouterConfig, from_argv
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.lifeline import ExitCode, die_with_parent
+from neuron_server.tracing import NO_TRACER, Tracer, parse_endpoint
 
 if TYPE_CHECKING:
     from neuron_server.router.replicas import ReplicaSet
@@ -47,11 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent()
     os.environ.setdefault("USE_TORCH", "0")  # tokenizers need no torch, whose import costs seconds and memory
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    failed: ExitCode = ExitCode.USAGE
     try:
+        if config.otlp_endpoint is not None:
+            parse_endpoint(config.otlp_endpoint)
+        failed = ExitCode.ADDRESS
         listener = listen(config.hostname, config.port)
     except ConfigError as error:
         logger.error("%s", error)
-        return ExitCode.ADDRESS
+        return failed
     import uvloop
 
     with listener:
@@ -84,15 +89,18 @@ def listen(hostname: str, port: int) -> socket.socket:
 async def serve(config: RouterConfig, listener: socket.socket) -> int:
     """Run everything on the current event loop; returns the exit status."""
     from neuron_server.router.app import build_app
+    from neuron_server.router.http_span import HttpSpans
     from neuron_server.router.metrics import Metrics
     from neuron_server.router.replicas import ReplicaSet
     from neuron_server.router.server import Server
     from neuron_server.router.service import GenerationService
     from neuron_server.wire.client import GeneratorClient
 
-    generators = ReplicaSet([GeneratorClient(path) for path in config.shard_uds_paths])
+    tracer = _tracer(config)
+    generators = ReplicaSet([GeneratorClient(path) for path in config.shard_uds_paths], tracer=tracer)
     service = GenerationService(config, generators, Metrics(config))
-    server = Server(build_app(service))
+    app = build_app(service)
+    server = Server(HttpSpans(app, tracer) if tracer.enabled else app)
     stop = asyncio.Event()
     _stop_on_signals(service, stop)
     await generators.start()
@@ -106,6 +114,16 @@ async def serve(config: RouterConfig, listener: socket.socket) -> int:
         server.should_exit = True
         await asyncio.wait({serving})
         service.close()
+        if tracer.enabled:
+            await asyncio.to_thread(tracer.close)
+
+
+def _tracer(config: RouterConfig) -> Tracer:
+    if config.otlp_endpoint is None:
+        return NO_TRACER
+    from neuron_server import otlp
+
+    return otlp.connect(config.otlp_endpoint, config.otlp_service_name, "neuron_server.router")
 
 
 async def _open(

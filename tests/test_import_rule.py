@@ -24,6 +24,8 @@ MODULES = sorted(
 )
 PROGRAMS = {"serve_generator", "serve_router", "download_weights"}
 PACKAGES = {"engine", "backends", "text", "wire", "router"}
+#: Modules beside rank 0 that only the programs use: what ``tracing`` promises, made with OpenTelemetry.
+EDGES = {"otlp"}
 
 #: Unit (a package of neuron_server, a program, rank 0, the launcher) -> units it may import besides rank 0.
 MAY_IMPORT = {
@@ -33,8 +35,9 @@ MAY_IMPORT = {
     "text": set(),
     "wire": set(),
     "router": {"text", "wire"},
-    "serve_generator": {"engine", "backends", "text", "wire"},
-    "serve_router": {"router", "text", "wire"},
+    "otlp": set(),
+    "serve_generator": {"engine", "backends", "text", "wire", "otlp"},
+    "serve_router": {"router", "text", "wire", "otlp"},
     "download_weights": {"backends"},
     "launcher": set(),
 }
@@ -47,6 +50,7 @@ ONLY_IN = {
     "starlette": {"router", "serve_router"},
     "uvicorn": {"router", "serve_router"},
     "sse_starlette": {"router", "serve_router"},
+    "opentelemetry": {"otlp"},
     "typer": {"launcher"},
     "click": {"launcher"},
     "rich": {"launcher"},
@@ -60,7 +64,7 @@ def unit(path: Path) -> str:
     package, *rest = path.relative_to(ROOT).with_suffix("").parts
     if package == "launcher":
         return "launcher"
-    return rest[0] if rest[0] in PACKAGES | PROGRAMS else "rank 0"
+    return rest[0] if rest[0] in PACKAGES | PROGRAMS | EDGES else "rank 0"
 
 
 def unit_of_import(module: str) -> str | None:
@@ -71,7 +75,7 @@ def unit_of_import(module: str) -> str | None:
     if package != "neuron_server":
         return None
     first = rest.partition(".")[0]
-    return first if first in PACKAGES | PROGRAMS else "rank 0"
+    return first if first in PACKAGES | PROGRAMS | EDGES else "rank 0"
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

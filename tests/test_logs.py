@@ -49,6 +49,38 @@ def test_a_json_line_is_one_object_whatever_the_message(capsys):
     assert (second["level"], second["message"]) == ("WARN", "grüße\nzwei")
 
 
+#: As TGI's router: the line that latency scripts read.
+INSIDE = logs.inside(
+    (
+        ("compat_generate", {}),
+        ("generate", {"parameters": logs.Bare('P { stop: ["\\n"] }'), "total_time": "1.5s", "odd": 'a"b'}),
+    ),
+    "text_generation_router::server",
+)
+
+
+def test_a_line_inside_spans_has_tgi_s_form(capsys):
+    logs.setup(level=logging.INFO)
+    logging.getLogger("x").info("Success", extra=INSIDE)
+    line = capsys.readouterr().out.partition("  INFO ")[2]
+    assert re.fullmatch(
+        r'compat_generate:generate\{parameters=P \{ stop: \["\\n"\] \} total_time="1\.5s" odd="a\\"b"\}: '
+        r"text_generation_router::server: .*:\d+: Success\n",
+        line,
+    )
+
+
+def test_a_json_line_inside_spans_has_the_innermost_and_all_of_them(capsys):
+    logs.setup(json_output=True, level=logging.INFO)
+    logging.getLogger("x").info("Success", extra=INSIDE)
+    entry = json.loads(capsys.readouterr().out)
+    inner = {"parameters": 'P { stop: ["\\n"] }', "total_time": "1.5s", "odd": 'a"b', "name": "generate"}
+    assert entry["span"] == inner
+    assert entry["spans"] == [{"name": "compat_generate"}, inner]
+    assert (entry["message"], entry["target"]) == ("Success", "text_generation_router::server")
+    assert isinstance(entry["line_number"], int)
+
+
 @pytest.mark.parametrize("json_output", [False, True])
 def test_a_traceback_is_part_of_its_record(capsys, json_output):
     logs.setup(json_output=json_output, level=logging.INFO)

@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from neuron_server.errors import IncompleteGenerationError, NeuronTgiError
 from neuron_server.event import FinishReason, TokenEvent, TokenSource
 from neuron_server.router.answer import Ending, Piece, Timings, Token
+from neuron_server.router.handler import UNTRACED, Handler
 from neuron_server.router.tgi_schema import GenerateParameters
 from neuron_server.router.validation import ValidRequest
 from neuron_server.text.tokenizer import Tokenizer
 from neuron_server.text.transcript import Transcript
+from neuron_server.tracing import NO_SPAN, Span
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a route asks for. ``started_s`` is ``time.monotonic()`` when its handler began."""
+    """What a route asks for. ``started_s`` is ``time.monotonic()`` when its ``handler`` began."""
 
     inputs: str
     parameters: GenerateParameters
     started_s: float
     add_special_tokens: bool = True
+    handler: Handler = UNTRACED
 
 
 class Host(Protocol):
@@ -42,7 +45,7 @@ class Host(Protocol):
 
     async def validate(self, call: Call) -> ValidRequest: ...
 
-    def failed(self, error: NeuronTgiError) -> None: ...
+    def failed(self, error: NeuronTgiError, call: Call) -> None: ...
 
     def dropped(self) -> None: ...
 
@@ -51,13 +54,23 @@ class Generation:
     """Use: ``admit``, then iterate ``pieces``, and ``close`` in any case.
 
     ``admit`` raises ``OverloadedError`` or ``ValidationError``; ``pieces`` ``GenerationError`` and below.
-    ``close`` frees the slot and returns the permit, at once and whatever state the generation is in.
+    ``close`` frees the slot and returns the permit, at once and whatever state the generation is in. Its span
+    is below ``within``, or else below the handler's.
     """
 
-    def __init__(self, host: Host, call: Call, *, on_end: Callable[[Ending], None] | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        call: Call,
+        *,
+        on_end: Callable[[Ending], None] | None = None,
+        within: Span | None = None,
+    ) -> None:
         self._host = host
         self._call = call
         self._on_end = on_end
+        self._within = within or call.handler.span
+        self._span = NO_SPAN
         self._valid: ValidRequest | None = None
         self._pieces: AsyncGenerator[Piece, None] | None = None
         self._permit = False
@@ -65,10 +78,13 @@ class Generation:
 
     async def admit(self) -> None:
         """Take a permit, then validate: an overloaded server says so even to an invalid request."""
+        self._span = self._within.child("generate_stream")
         try:
             self._host.take_permit()
             self._permit = True
-            self._valid = await self._host.validate(self._call)
+            with self._span.child("validate"):
+                valid = await self._host.validate(self._call)
+            self._valid = _traced(valid, self._span)
         except NeuronTgiError as error:
             self._fail(error)
             raise
@@ -89,11 +105,14 @@ class Generation:
             self._permit = False
             self._host.return_permit()
             if self._pieces is not None and not self._settled:
+                self._span.event("dropped")
                 self._host.dropped()
+        self._span.end()
 
     def _fail(self, error: NeuronTgiError) -> None:
         self._settled = True
-        self._host.failed(error)
+        self._span.fail(error)
+        self._host.failed(error, self._call)
 
     async def _run(self, valid: ValidRequest) -> AsyncGenerator[Piece, None]:
         tokenizer = self._host.tokenizer
@@ -108,6 +127,7 @@ class Generation:
                     if count == 1:
                         queue_s = event.queue_s or 0.0
                         prefill = _prefill(tokenizer, valid, event)
+                        self._span.event("first_token")
                     text, special, stopped = transcript.push(event.token_id, last=event.finish is not None)
                     token = Token(event.token_id, text, event.logprob, special)
                     top_tokens = _top_tokens(tokenizer, event) if event.top_tokens else ()
@@ -126,6 +146,7 @@ class Generation:
         text = transcript.generated_text
         ending = Ending(text, reason, count, valid.seed, valid.input_length, timings)
         self._settled = True
+        self._tell(ending, queued_s)
         if self._on_end is not None:
             self._on_end(ending)
         yield last._replace(ending=ending)
@@ -135,6 +156,26 @@ class Generation:
         started_s = self._call.started_s
         inference_s = max(now - queued_s - queue_s, 0.0)
         return Timings(now - started_s, queued_s - started_s, queue_s, inference_s)
+
+    def _tell(self, ending: Ending, queued_s: float) -> None:
+        """What is known only at the end: TGI's spans for waiting and working, and what came out."""
+        began_s = queued_s + ending.timings.queue_s
+        self._span.child("queued", started_s=queued_s).end(began_s)
+        self._span.child("infer", started_s=began_s).end(began_s + ending.timings.inference_s)
+        self._span.set(
+            {
+                "input_length": ending.input_length,
+                "generated_tokens": ending.generated_tokens,
+                "finish_reason": ending.finish_reason.value,
+            }
+        )
+
+
+def _traced(valid: ValidRequest, span: Span) -> ValidRequest:
+    """The request as work of ``span``."""
+    if span.traceparent is None:
+        return valid
+    return replace(valid, request=replace(valid.request, traceparent=span.traceparent))
 
 
 def _finish_reason(finish: FinishReason | None, stopped: bool) -> FinishReason:

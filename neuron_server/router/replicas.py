@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -20,6 +20,8 @@ from neuron_server.errors import (
 from neuron_server.event import TokenEvent, TokenSource
 from neuron_server.request import GenerationRequest
 from neuron_server.session import Phase, Status
+from neuron_server.tracing import NO_TRACER, Tracer
+from neuron_server.wire.spans import submission
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +80,21 @@ class ReplicaSet:
 
     A request whose generator is lost is submitted again, with the tokens it has, to another replica or to the
     restarted one. Draws depend on the seed and the token's index only, so it continues exactly; its client
-    sees a pause.
+    sees a pause. Each submission is a span of its own, below the one that the request names.
     """
 
-    def __init__(self, replicas: Sequence[Replica], *, restart_wait_s: float = RESTART_WAIT_S) -> None:
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        *,
+        restart_wait_s: float = RESTART_WAIT_S,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
         if not replicas:
             raise ValueError("at least one replica is needed")
         self._replicas = tuple(replicas)
         self._restart_wait_s = restart_wait_s
+        self._tracer = tracer
         self._closing = asyncio.Event()
 
     async def start(self) -> None:
@@ -138,12 +147,13 @@ class ReplicaSet:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """See ``TokenSource``. ``GenerationError`` when it gives up, ``UnavailableError`` when closed."""
         tokens: list[int] = []
-        losses = 0
+        losses, lost = 0, None
         deadline_s = time.monotonic() + self._restart_wait_s
         while True:
             replica = await self._choose(deadline_s)
+            resumed = _resumed(request, tokens)
             try:
-                async with contextlib.aclosing(replica.stream(_resumed(request, tokens))) as events:
+                async with self._submitted(replica, resumed, lost) as events:
                     async for event in events:
                         if losses and tokens:  # the client has had the first event of the first submission
                             event = replace(event, queue_s=None, prompt_logprobs=None)
@@ -155,7 +165,7 @@ class ReplicaSet:
             except UnavailableError:  # it was lost between the choice and the call
                 await asyncio.sleep(_RETRY_S)
             except GeneratorLostError as error:
-                losses += 1
+                losses, lost = losses + 1, error
                 deadline_s = time.monotonic() + self._restart_wait_s
                 if losses > MAX_RESUBMISSIONS:
                     raise GenerationError(
@@ -163,6 +173,16 @@ class ReplicaSet:
                     ) from error
                 if not self._closing.is_set():
                     logger.warning("resubmitting a request after %d tokens: %s", len(tokens), error)
+
+    @contextlib.asynccontextmanager
+    async def _submitted(
+        self, replica: Replica, request: GenerationRequest, lost: GeneratorLostError | None
+    ) -> AsyncIterator[AsyncGenerator[TokenEvent, None]]:
+        """The events of one submission, within its span."""
+        with submission(self._tracer, request, lost) as span:
+            request = replace(request, traceparent=span.traceparent)
+            async with contextlib.aclosing(replica.stream(request)) as events:
+                yield events
 
     async def _choose(self, deadline_s: float) -> Replica:
         """The ready replica with most free slots; waits for one if there is none."""

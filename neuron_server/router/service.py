@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from neuron_server.config import RouterConfig
 from neuron_server.errors import NeuronTgiError, OverloadedError, UnavailableError
 from neuron_server.router.answer import Answer, Ending, fold
-from neuron_server.router.durations import human
 from neuron_server.router.generation import Call, Generation
 from neuron_server.router.metrics import Metrics
 from neuron_server.router.replicas import Generators
+from neuron_server.router.together import together
 from neuron_server.router.validation import Validator, ValidRequest, check_best_of, check_stream_only
 from neuron_server.session import Phase
 from neuron_server.text.tokenizer import Tokenizer
@@ -21,6 +21,9 @@ from neuron_server.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 READY = "ready"
+
+#: So much of a prompt stands in a debug line.
+_INPUT_CHARS = 1000
 
 
 class GenerationService:
@@ -83,12 +86,13 @@ class GenerationService:
         """A generation for a streaming route; raises what is refused before a permit is taken."""
         self._require_open()
         self.metrics.count.inc()
+        self._began(call)
         try:
             check_stream_only(call.parameters)
         except NeuronTgiError as error:
-            self.failed(error)
+            self.failed(error, call)
             raise
-        return Generation(self, call, on_end=self._succeeded)
+        return Generation(self, call, on_end=partial(self._succeeded, call))
 
     async def generate(self, call: Call) -> list[Answer]:
         """The answer; with best_of > 1 the best one first, then the others."""
@@ -96,16 +100,20 @@ class GenerationService:
         copies = max(call.parameters.best_of or 1, 1)
         check_best_of(copies, self.config.max_best_of)
         self.metrics.count.inc()
-        generations = [Generation(self, call) for _ in range(copies)]
+        self._began(call)
+        best_of = call.handler.span.child("generate_best_of", {"best_of": copies}) if copies > 1 else None
+        generations = [Generation(self, call, within=best_of) for _ in range(copies)]
         try:
             for generation in generations:
                 await generation.admit()
-            answers = await _all_of(generations)
+            answers = await together([fold(generation.pieces) for generation in generations])
         finally:
             for generation in generations:
                 await generation.close()
+            if best_of is not None:
+                best_of.end()
         best = max(range(copies), key=lambda n: answers[n].mean_logprob)  # max keeps the first of equals
-        self._succeeded(answers[best].ending)
+        self._succeeded(call, answers[best].ending)
         return [answers[best], *(answer for n, answer in enumerate(answers) if n != best)]
 
     def _require_open(self) -> None:
@@ -152,37 +160,30 @@ class GenerationService:
         self.metrics.max_new_tokens.observe(valid.piece)
         return valid
 
-    def failed(self, error: NeuronTgiError) -> None:
-        """Count and log a refusal or failure."""
+    def failed(self, error: NeuronTgiError, call: Call | None = None) -> None:
+        """Count and log a refusal or failure, and mark the span of its handler where there is a call yet."""
         self.metrics.failed(error)
-        logger.error("%s", error)
+        if call is None:
+            logger.error("%s", error)
+            return
+        call.handler.span.fail(error)
+        logger.error("%s", error, extra=call.handler.log_extra(call.parameters))
 
     def dropped(self) -> None:
         """Count a generation whose client went away."""
         self.metrics.failure.labels("dropped").inc()
 
-    def _succeeded(self, ending: Ending) -> None:
-        self.metrics.succeeded(ending)
-        if logger.isEnabledFor(logging.INFO):
-            total_s, validation_s, queue_s, inference_s = ending.timings
-            logger.info(
-                'Success total_time="%s" validation_time="%s" queue_time="%s" inference_time="%s" '
-                'time_per_token="%s" input_length=%d generated_tokens=%d seed="%s"',
-                *map(human, (total_s, validation_s, queue_s, inference_s, ending.time_per_token_s)),
-                ending.input_length,
-                ending.generated_tokens,
-                f"Some({ending.seed})" if ending.seed is not None else "None",
+    def _began(self, call: Call) -> None:
+        call.handler.began(call.parameters)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "Input: %s", call.inputs[:_INPUT_CHARS], extra=call.handler.log_extra(call.parameters)
             )
 
-
-async def _all_of(generations: Sequence[Generation]) -> list[Answer]:
-    """Their answers, made at the same time. The first failure, or being cancelled, stops all of them."""
-    if len(generations) == 1:
-        return [await fold(generations[0].pieces)]
-    tasks = [asyncio.create_task(fold(generation.pieces)) for generation in generations]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _succeeded(self, call: Call, ending: Ending) -> None:
+        self.metrics.succeeded(ending)
+        call.handler.succeeded(ending)
+        if logger.isEnabledFor(logging.INFO):
+            extra = call.handler.log_extra(call.parameters, ending)
+            logger.debug("Output: %s", ending.generated_text, extra=extra)
+            logger.info("Success", extra=extra)

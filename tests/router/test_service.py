@@ -102,14 +102,35 @@ async def test_closing_is_idempotent_and_fine_in_any_state(harness):
     await one.service.idle()
 
 
-async def test_one_line_per_success_names_the_times(harness, caplog):
+async def test_one_line_per_success_names_the_handler_and_the_times(harness, caplog):
     caplog.set_level(logging.INFO)
     await harness().service.generate(call(max_new_tokens=2, do_sample=True, seed=7))
-    (line,) = [record.getMessage() for record in caplog.records if "Success" in record.getMessage()]
-    for name in ("total_time", "validation_time", "queue_time", "inference_time", "time_per_token"):
-        assert f'{name}="' in line
-    assert 'queue_time="2ms"' in line
-    assert 'seed="Some(7)"' in line
+    (record,) = [record for record in caplog.records if record.getMessage() == "Success"]
+    ((name, fields),) = record.spans
+    assert name == "generate"
+    times = ["total_time", "validation_time", "queue_time", "inference_time", "time_per_token"]
+    assert list(fields) == ["parameters", *times, "seed"]
+    assert fields["parameters"].startswith("GenerateParameters { best_of: None, temperature: None, ")
+    assert fields["queue_time"] == "2ms"
+    assert fields["seed"] == "Some(7)"
+
+
+async def test_prompts_and_answers_are_logged_at_debug_level_only(harness, caplog):
+    caplog.set_level(logging.INFO)
+    await harness().service.generate(call("Hello" * 1000, max_new_tokens=2))
+    assert not [record for record in caplog.records if "put: " in record.getMessage()]
+    caplog.set_level(logging.DEBUG, logger="neuron_server.router")
+    await harness().service.generate(call("Hello" * 1000, max_new_tokens=2))
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("neuron_server.router")]
+    assert said[-3:] == ["Input: " + "Hello" * 200, "Output: hh", "Success"]
+
+
+async def test_a_refusal_is_logged_inside_its_handler(harness, caplog):
+    with pytest.raises(ValidationError):
+        await harness().service.generate(call(temperature=0.0))
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "`temperature` must be strictly positive"
+    assert record.spans[0][0] == "generate"
 
 
 @pytest.mark.parametrize(
