@@ -109,6 +109,13 @@ class Generation:
                 self._host.dropped()
         self._span.end()
 
+    async def abandon(self) -> None:
+        """``close`` for a caller that has read all it wanted: neither a success nor dropped by its client."""
+        if not self._settled:
+            self._settled = True
+            self._span.event("abandoned")
+        await self.close()
+
     def _fail(self, error: NeuronTgiError) -> None:
         self._settled = True
         self._span.fail(error)
