@@ -22,6 +22,22 @@ class ValidationError(NeuronTgiError):
     error_type = "validation"
 
 
+class ChatTemplateError(NeuronTgiError):
+    """The model's chat template refused the messages, or failed."""
+
+    error_type = "template_error"
+
+
+class NoChatTemplateError(ChatTemplateError):
+    """The model has no chat template, so it cannot chat."""
+
+
+class ToolError(NeuronTgiError):
+    """Tools that do not fit together, or an answer that is no call of one."""
+
+    error_type = "tool_error"
+
+
 class OverloadedError(NeuronTgiError):
     """No permit is free: ``--max-concurrent-requests`` requests are already inside."""
 

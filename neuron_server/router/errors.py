@@ -10,6 +10,7 @@ import orjson
 
 from neuron_server.errors import (
     BackendError,
+    ChatTemplateError,
     ConfigError,
     DeviceFailedError,
     GenerationError,
@@ -17,7 +18,9 @@ from neuron_server.errors import (
     IncompleteGenerationError,
     ModelError,
     NeuronTgiError,
+    NoChatTemplateError,
     OverloadedError,
+    ToolError,
     UnavailableError,
     ValidationError,
 )
@@ -26,6 +29,8 @@ from neuron_server.errors import (
 STATUS: Mapping[type[NeuronTgiError], int] = MappingProxyType(
     {
         ValidationError: 422,
+        ChatTemplateError: 422,
+        ToolError: 422,
         OverloadedError: 429,
         UnavailableError: 503,
         GenerationError: 424,
@@ -39,9 +44,11 @@ STATUS: Mapping[type[NeuronTgiError], int] = MappingProxyType(
 )
 
 #: What ``tgi_request_failure`` calls the kind (label ``err``); kinds without a row are not counted.
-FAILURE_LABEL: Mapping[type[NeuronTgiError], str] = MappingProxyType(
+FAILURE_LABEL: Mapping[type[NeuronTgiError], str | None] = MappingProxyType(
     {
         ValidationError: "validation",
+        ChatTemplateError: "template",
+        NoChatTemplateError: None,
         OverloadedError: "overloaded",
         GenerationError: "generation",
         BackendError: "generation",
@@ -74,6 +81,10 @@ def reply(error: Exception, *, streaming: bool = False) -> ErrorReply:
     status = _nearest(STATUS, error, 500)
     if isinstance(error, ValidationError):
         return ErrorReply(status, f"Input validation error: {error}", error.error_type)
+    if isinstance(error, ChatTemplateError):
+        return ErrorReply(status, f"Template error: {error}", error.error_type)
+    if isinstance(error, ToolError):
+        return ErrorReply(status, f"Tool error: {error}", error.error_type)
     if isinstance(error, OverloadedError):
         return ErrorReply(status, "Model is overloaded", error.error_type)
     if isinstance(error, IncompleteGenerationError):

@@ -1,7 +1,8 @@
-"""A body that does not fit its schema, worded as serde words it.
+"""A body as a schema, or refused as serde refuses it.
 
-pydantic in strict mode accepts and refuses what serde does; only its words differ. Clients match on the
-status and the prefix, people read the rest.
+pydantic in strict mode accepts and refuses what serde does; its words differ, and what it does not know
+stands here: a field given twice (under one name or under two), enums without a tag, variants told apart by
+their contents. Clients match on the status and the prefix, people read the rest.
 """
 
 from __future__ import annotations
@@ -10,21 +11,53 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 import orjson
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from neuron_server.router.json_body import SCHEMA, BodyRefusedError, Document, RepeatedKeys
-from neuron_server.router.position import line_and_column, locate
+from neuron_server.router.position import line_and_column, locate, order
+
+Path = Sequence[str | int]
+
+# -- types ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Rust:
-    """Marks a number with the type TGI has for it, as refusals call it."""
+    """Marks a number with the type TGI has for it, as refusals call it; the API description shows its format."""
 
     name: str
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        kept = {k: v for k, v in handler(schema).items() if k == "type" or (k, v) == ("minimum", 0)}
+        return {**kept, **_FORMAT.get(self.name, {})}
+
+
+#: OpenAPI's formats know no sign; TGI describes ``usize`` without one.
+_FORMAT: dict[str, JsonSchemaValue] = {
+    "u32": {"format": "int32"},
+    "i32": {"format": "int32"},
+    "u64": {"format": "int64"},
+    "f32": {"format": "float"},
+}
 
 
 U32 = Annotated[int, Field(ge=0, le=2**32 - 1), Rust("u32")]
@@ -32,70 +65,175 @@ U64 = Annotated[int, Field(ge=0, le=2**64 - 1), Rust("u64")]
 USIZE = Annotated[int, Field(ge=0, le=2**64 - 1), Rust("usize")]
 I32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), Rust("i32")]
 F32 = Annotated[float, Rust("f32")]
-#: Gives up at the first bad item: a body of a million of them must not cost a million refusals.
+
+
+@dataclass(frozen=True, slots=True)
+class FailFast:
+    """Marks a list that is given up at its first bad item: a million of them must not cost as many refusals.
+
+    pydantic's own mark cannot be hashed, and so not stand in a union.
+    """
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        assert schema["type"] == "list", f"FailFast marks lists, not {source}"
+        return cast("core_schema.ListSchema", {**schema, "fail_fast": True})
+
+
 Strings = Annotated[list[str], FailFast()]
 
 
+def refused(reason: str) -> PydanticCustomError:
+    """For validators to raise: ``reason`` is told in these words."""
+    return PydanticCustomError("refused", "{reason}", {"reason": reason})
+
+
+def no_variant(enum: str) -> PydanticCustomError:
+    """For validators to raise: the value is none of the enum's variants."""
+    return refused(f"data did not match any variant of untagged enum {enum}")
+
+
+def _repeated(names: tuple[str, ...]) -> PydanticCustomError:
+    """The field with these names was given twice, under one of them or under two."""
+    return PydanticCustomError("repeated", "a field is given twice", {"names": names})
+
+
+@dataclass(frozen=True, slots=True)
+class Untagged:
+    """Marks a type as an enum without a tag: the first variant that fits; refused by its ``name``."""
+
+    name: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def first_fit(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+            try:
+                return inner(value)
+            except ValidationError:
+                raise no_variant(self.name) from None
+
+        schema = handler(source)
+        if schema["type"] == "union":
+            schema = cast("core_schema.UnionSchema", {**schema, "mode": "left_to_right"})
+        return core_schema.no_info_wrap_validator_function(first_fit, schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Lenient:
+    """Marks a field that is ``None`` where its value does not fit: another may stand in for it."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def fit_or_none(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+            try:
+                return inner(value)
+            except ValidationError:
+                return None
+
+        return core_schema.no_info_wrap_validator_function(fit_or_none, handler(source))
+
+
 class Schema(BaseModel):
-    """Base of all request bodies: strict types, unknown keys ignored."""
+    """Base of all request bodies: strict types, unknown keys ignored, no field twice."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_field_twice(cls, value: Any) -> Any:  # Any: it has not met the schema yet
+        if isinstance(value, RepeatedKeys):
+            for names in _names(cls):
+                if any(name in value.repeated for name in names):
+                    raise _repeated(names)
+        if isinstance(value, dict):
+            for names in _aliased(cls):
+                if sum(name in value for name in names) > 1:
+                    raise _repeated(names)
+        return value
+
 
 S = TypeVar("S", bound=Schema)
-Path = Sequence[str | int]
+
+# -- deserialisation -----------------------------------------------------------------------------------------
 
 
 def deserialize(model: type[S], document: Document) -> S:
     """``document`` as a ``model``; raises ``BodyRefusedError`` (422) naming the first thing that is wrong."""
-    repeated = _repeated_field(model, document.value)
-    if repeated is not None:
-        position = locate(document.text, repeated, occurrence=2)
-        raise _refusal(document, repeated[:-1], f"duplicate field `{repeated[-1]}`", position)
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
-        found = [(locate(document.text, _path(e)), e) for e in error.errors(include_url=False)]
-        position, first = min(found, key=lambda pair: pair[0])
-        path = _path(first)
-        shown = path[:-1] if first["type"] == "missing" else path
-        raise _refusal(document, shown, _reason(model, path, first), position) from None
+        errors = error.errors(include_url=False)
+    first = min(errors, key=lambda e: order(document.value, e["loc"]))
+    raise _refusal(model, document, first)
 
 
-def _refusal(document: Document, path: Path, reason: str, position: int) -> BodyRefusedError:
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+def deserialize_untagged(name: str, models: Sequence[type[S]], document: Document) -> S:
+    """``document`` as the first of ``models`` that fits; raises ``BodyRefusedError`` (422)."""
+    for model in models:
+        try:
+            return model.model_validate(document.value)
+        except ValidationError:
+            continue
+    reason = f"data did not match any variant of untagged enum {name}"
+    where = line_and_column(document.text, locate(document.text, (), behind=True))
+    raise BodyRefusedError(422, f"{SCHEMA}{reason} at {where}")
+
+
+def check(model: type[Schema], value: object) -> None:
+    """For validators: whether ``value`` fits ``model``; raises the ``refused`` that says why not."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        raise refused(_reason(model, error.errors(include_url=False)[0])) from None
+
+
+def _refusal(model: type[Schema], document: Document, error: ErrorDetails) -> BodyRefusedError:
+    kind, path, text = error["type"], error["loc"], document.text
+    if kind == "repeated":
+        names = error["ctx"]["names"]
+        position = locate(text, (*path, names), occurrence=2)
+    else:
+        position = locate(text, path, behind=kind == "refused")
+    shown = path[:-1] if kind == "missing" else path
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in shown).lstrip(".")
     where = f"{dotted}: " if dotted else ""
-    return BodyRefusedError(422, f"{SCHEMA}{where}{reason} at {line_and_column(document.text, position)}")
+    reason = _reason(model, error)
+    return BodyRefusedError(422, f"{SCHEMA}{where}{reason} at {line_and_column(text, position)}")
 
 
-def _repeated_field(model: type[BaseModel], value: Any, path: tuple[str, ...] = ()) -> tuple[str, ...] | None:
-    """Path of the first field of ``model`` that stands twice in ``value``; unknown keys may."""
-    if not isinstance(value, dict):
-        return None
-    for name, info in model.model_fields.items():
-        if isinstance(value, RepeatedKeys) and name in value.repeated:
-            return (*path, name)
-        inner = _bare(info.annotation)
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found = _repeated_field(inner, value.get(name), (*path, name))
-            if found is not None:
-                return found
-    return None
-
-
-def _path(error: ErrorDetails) -> tuple[str | int, ...]:
-    return tuple(error["loc"])
-
-
-def _reason(model: type[BaseModel], path: Path, error: ErrorDetails) -> str:
-    kind, given = error["type"], error["input"]
+def _reason(model: type[BaseModel], error: ErrorDetails) -> str:
+    kind, given, path = error["type"], error["input"], error["loc"]
+    if kind == "repeated":
+        return f"duplicate field `{error['ctx']['names'][0]}`"
+    if kind == "refused":
+        return str(error["ctx"]["reason"])
     if kind == "missing":
         return f"missing field `{path[-1]}`"
+    annotation = _annotation(model, path)
     if kind == "literal_error" and isinstance(given, str):
-        known = ", ".join(f"`{word}`" for word in get_args(_annotation(model, path)))
+        known = ", ".join(f"`{word}`" for word in get_args(_bare(annotation)))
         return f"unknown variant `{given}`, expected one of {known}"
     problem = "value" if kind in ("greater_than_equal", "less_than_equal") else "type"
-    return f"invalid {problem}: {_unexpected(given)}, expected {_expected(_annotation(model, path))}"
+    return f"invalid {problem}: {unexpected(given)}, expected {_expected(annotation)}"
+
+
+# -- what a schema says --------------------------------------------------------------------------------------
+
+
+@cache
+def _names(model: type[BaseModel]) -> tuple[tuple[str, ...], ...]:
+    """Of each field all the names it may be given under, its own first."""
+    return tuple(_names_of(name, info) for name, info in model.model_fields.items())
+
+
+@cache
+def _aliased(model: type[BaseModel]) -> tuple[tuple[str, ...], ...]:
+    return tuple(names for names in _names(model) if len(names) > 1)
+
+
+def _names_of(name: str, info: FieldInfo) -> tuple[str, ...]:
+    alias = info.validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(choice for choice in alias.choices if isinstance(choice, str))
+    return (alias if isinstance(alias, str) else name,)
 
 
 def _annotation(model: type[BaseModel], path: Path) -> Any:
@@ -106,7 +244,7 @@ def _annotation(model: type[BaseModel], path: Path) -> Any:
         if isinstance(part, int):
             at = get_args(at)[0]
         else:
-            info = at.model_fields[part]
+            info = next(i for n, i in at.model_fields.items() if part in _names_of(n, i))
             marks = [m for m in info.metadata if isinstance(m, Rust)]
             at = Annotated[info.annotation, marks[0]] if marks else info.annotation
     return at
@@ -138,7 +276,7 @@ def _expected(annotation: Any) -> str:
     return "a string"
 
 
-def _unexpected(value: Any) -> str:
+def unexpected(value: object) -> str:
     """serde's name for a JSON value that should not be there."""
     if value is None:
         return "null"

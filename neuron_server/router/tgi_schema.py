@@ -4,17 +4,49 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from neuron_server.router.serde import F32, I32, U32, U64, USIZE, Schema, Strings
+from neuron_server.router.serde import (
+    F32,
+    I32,
+    U32,
+    U64,
+    USIZE,
+    Schema,
+    Strings,
+    check,
+    refused,
+    unexpected,
+)
+
+
+class JsonSchemaConfig(Schema):
+    """A JSON Schema with a name; the name has no effect."""
+
+    name: str | None = None
+    #: Not looked into here: a schema that cannot be used is refused as a grammar, not as a body.
+    schema_: Any = Field(validation_alias="schema")
 
 
 class GrammarType(Schema):
-    """A constraint on the text. Parsed, so that a malformed one is refused as such; not served yet."""
+    """A constraint on the text.
+
+    ``value`` is text for ``regex``, what ``JsonSchemaConfig`` says for ``json_schema`` (left as a ``dict``),
+    any JSON for the others.
+    """
 
     type: Literal["json", "json_object", "regex", "json_schema"]
-    #: A JSON value of any shape; which one is right depends on ``type``.
     value: Any
+
+    @field_validator("value")
+    @classmethod
+    def _suits_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = info.data.get("type")
+        if kind == "regex" and not isinstance(value, str):
+            raise refused(f"invalid type: {unexpected(value)}, expected a string")
+        if kind == "json_schema":
+            check(JsonSchemaConfig, value)
+        return value
 
 
 class GenerateParameters(Schema):
