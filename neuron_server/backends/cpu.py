@@ -115,7 +115,8 @@ class CpuBackend:
         if self._poison and self._info.prefill_mode == "rebuild":
             self._poison.slots(self._slots.free)
         logits = np.concatenate([r[0] for r in results]) if results else self._no_logits()  # (n, V)
-        return Output(logits, [r[1] for r in results])
+        positions = self._graph_width * len(rows) if self._strict else sum(len(row.tokens) for row in rows)
+        return Output(logits, [r[1] for r in results], positions=positions)
 
     def decode(self, rows: Sequence[DecodeRow]) -> Output:
         """See ``Backend.decode``."""
@@ -127,7 +128,8 @@ class CpuBackend:
         self._slots.stepped(rows)
         if self._poison:
             self._poison.step(self._slots.free, rows[0].position)
-        return Output(logits)
+        first, last = self._span(rows)
+        return Output(logits, positions=last - first)
 
     def release(self, slots: Sequence[int]) -> None:
         """See ``Backend.release``."""
@@ -170,9 +172,7 @@ class CpuBackend:
         return logits[-1:].float().numpy(), scores
 
     def _decode_rows(self, rows: Sequence[DecodeRow]) -> Logits:
-        first, last = 0, self._info.shape.batch_size
-        if not self._strict:
-            first, last = min(row.slot for row in rows), max(row.slot for row in rows) + 1
+        first, last = self._span(rows)
         # Rows that nobody named repeat the first row, as a compiled graph's do; they write into free slots.
         tokens = torch.full((last - first,), rows[0].token)  # (n,)
         positions = torch.full((last - first,), rows[0].position)  # (n,)
@@ -186,6 +186,12 @@ class CpuBackend:
         if [row.slot for row in rows] != list(range(first, last)):
             logits = logits[index]
         return logits.contiguous().numpy()
+
+    def _span(self, rows: Sequence[DecodeRow]) -> tuple[int, int]:
+        """The slots ``first .. last - 1`` that a decode of these rows computes."""
+        if self._strict:
+            return 0, self._info.shape.batch_size
+        return min(row.slot for row in rows), max(row.slot for row in rows) + 1
 
     def _width(self, longest: int, masked: bool) -> int:
         """How many columns attention sees."""

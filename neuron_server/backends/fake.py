@@ -30,7 +30,10 @@ _SPREAD = 16.0
 
 
 class FakeBackend:
-    """``Backend`` whose model is a hash. Same refusals and same poison as the CPU backend; scores prompts."""
+    """``Backend`` whose model is a hash. Same refusals and same poison as the CPU backend; scores prompts.
+
+    The positions that it reports are those of the compiled graphs that it stands for.
+    """
 
     def __init__(
         self,
@@ -87,7 +90,8 @@ class FakeBackend:
             for slot in self._slots.free:
                 self._spoil(slot, 0, width)
         logits = self._logits([(row.slot, len(row.tokens)) for row in rows])
-        return Output(logits, [self._score(row) if row.prompt_logprobs else None for row in rows])
+        scores = [self._score(row) if row.prompt_logprobs else None for row in rows]
+        return Output(logits, scores, positions=width * len(rows))
 
     def decode(self, rows: Sequence[DecodeRow]) -> Output:
         """See ``Backend.decode``."""
@@ -100,7 +104,8 @@ class FakeBackend:
             for slot in self._slots.free:
                 self._spoil(slot, 0, 1)
                 self._spoil(slot, rows[0].position, rows[0].position + 1)
-        return Output(self._logits([(row.slot, row.position + 1) for row in rows]))
+        positions = self._info.shape.batch_size if rows else 0
+        return Output(self._logits([(row.slot, row.position + 1) for row in rows]), positions=positions)
 
     def release(self, slots: Sequence[int]) -> None:
         """See ``Backend.release``."""

@@ -87,8 +87,8 @@ class LoopSession:
     async def steps(self) -> AsyncIterator[Step]:
         """One item per step that made something for this session, or several merged; for one consumer.
 
-        Passes that made nothing for it come with the next item, or in one of their own when many have gathered
-        or the batch has emptied.
+        Passes that made nothing for it come with the next item, or in one of their own when many have
+        gathered or the batch has emptied.
         """
         while True:
             await self._wake.wait()

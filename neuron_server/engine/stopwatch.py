@@ -15,7 +15,7 @@ Concat = Literal["", "backpressure", "wait_exceeded"]
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Runs from its making; ``returned``, then ``passed``, or ``failed`` instead. The fields are ``Pass``'s."""
+    """Runs from its making; ``returned``, then ``passed``, or ``failed`` instead. Fields as ``Pass``'s."""
 
     clock: Callable[[], float]
     method: Literal["prefill", "decode"]

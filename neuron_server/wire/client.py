@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
 from neuron_server.session import Phase, Status
 from neuron_server.wire.codec import decode_info, decode_status, error_of_status
-from neuron_server.wire.connection import Connection
+from neuron_server.wire.connection import Connection, OnPasses
 from neuron_server.wire.pb import generator_pb2 as pb
 from neuron_server.wire.service import SERVICE, target
 
@@ -47,6 +47,9 @@ class GeneratorClient:
     was restarted is found again. Its state is a ``Status``: what the generator said last (in a step, or to
     the health poll every ``poll_interval_s``); ``Phase.LOADING`` while nobody answers, with a ``detail`` that
     starts with ``LOST`` if somebody once did. ``READY`` means that ``stream`` works now.
+
+    ``on_passes`` hears what the generator measured (see ``Connection``), ``on_lost`` of each connection that
+    broke other than by ``close``.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class GeneratorClient:
         retry_s: float = 0.1,
         health_timeout_s: float = 2.0,
         patience: int = 5,
+        on_passes: OnPasses = lambda _passes, _delivery_s: None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.uds_path = uds_path
         self._poll_interval_s = poll_interval_s
@@ -66,6 +71,8 @@ class GeneratorClient:
         # answer mean lost. (gRPC's keepalive does not help: it was seen to send no pings on a unix socket.)
         # Counted, not timed, so that a router that stood still itself blames nobody.
         self._patience = patience
+        self._hear_passes = on_passes
+        self._hear_loss = on_lost
         self._missed = 0
         self._status = Status(Phase.LOADING)
         self._info: BackendInfo | None = None
@@ -214,7 +221,9 @@ class GeneratorClient:
         if self._info is not None and info != self._info:
             log.warning("%s: the generator came back as %s; it was %s", self.uds_path, info, self._info)
         self._info = info
-        self._connection = Connection(self._call_generate(), on_step=self._on_step, on_lost=self._on_lost)
+        self._connection = Connection(
+            self._call_generate(), on_step=self._on_step, on_passes=self._hear_passes, on_lost=self._on_lost
+        )
         self._spawn(self._connection.run())
         log.info("%s: connected (%s on %s, %s)", self.uds_path, info.shape, info.device, info.dtype)
 
@@ -238,6 +247,7 @@ class GeneratorClient:
         if connection is self._connection:
             if not self._closing:
                 log.warning("%s: %s; %d requests were open", self.uds_path, why, connection.open_requests)
+                self._hear_loss()
             self._connection = None
             self._status = Status(Phase.LOADING, detail=f"{LOST}: {why}")
             self._ready.clear()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,7 +15,8 @@ import grpc.aio
 from neuron_server.errors import GeneratorLostError, NeuronTgiError
 from neuron_server.event import TokenEvent
 from neuron_server.request import GenerationRequest
-from neuron_server.wire.codec import decode_error, decode_event, encode_cancel, encode_submit
+from neuron_server.session import Pass
+from neuron_server.wire.codec import decode_error, decode_event, decode_pass, encode_cancel, encode_submit
 from neuron_server.wire.pb import generator_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -22,13 +24,17 @@ log = logging.getLogger(__name__)
 #: What one request receives: its events in order; an error is the last item.
 EventQueue: TypeAlias = "asyncio.Queue[TokenEvent | NeuronTgiError]"
 
+#: Who measures: the passes of one message, and the seconds that delivering its tokens took.
+OnPasses: TypeAlias = Callable[[Sequence[Pass], float], None]
+
 
 class Connection:
     """Multiplexes requests over one call. It lives once: when it is lost, every request on it is told.
 
     ``call`` is an open ``Generate`` call (``Any``: grpc ships no types). ``on_step(free_slots, queued)`` is
-    called for each message; ``on_lost(connection, why)`` once, before any request learns of the loss, so
-    that whoever resubmits in answer to it finds the new state of things.
+    called for each message; ``on_passes(passes, delivery_s)`` for each that tells of passes, after its tokens
+    were handed to their requests, which took ``delivery_s``; ``on_lost(connection, why)`` once, before any
+    request learns of the loss, so that whoever resubmits in answer to it finds the new state of things.
     """
 
     def __init__(
@@ -36,10 +42,12 @@ class Connection:
         call: Any,
         *,
         on_step: Callable[[int, int], None],
+        on_passes: OnPasses,
         on_lost: Callable[[Connection, str], None],
     ) -> None:
         self._call = call
         self._on_step = on_step
+        self._on_passes = on_passes
         self._on_lost = on_lost
         self._ids = itertools.count(1)
         self._open: dict[int, EventQueue] = {}
@@ -100,6 +108,7 @@ class Connection:
         """Hand each event to its request. Ids that are not open were cancelled a moment ago."""
         if self._lost:
             return
+        started_s = time.perf_counter()
         self._on_step(message.free_slots, message.queued)
         for sent in message.tokens:
             queue = self._open.get(sent.request_id)
@@ -114,6 +123,9 @@ class Connection:
                 lost = str(error)
             elif (queue := self._open.pop(failed.request_id, None)) is not None:
                 queue.put_nowait(error)
+        if message.passes:
+            delivery_s = time.perf_counter() - started_s
+            self._on_passes([decode_pass(sent) for sent in message.passes], delivery_s)
         if lost is not None:
             self.lose(lost)  # a dead device fails everything, and its process is about to exit
 

@@ -225,6 +225,15 @@ def test_calls_without_rows_do_nothing(backend: Backend) -> None:
     backend.release([])
 
 
+def test_the_positions_that_were_computed_include_the_padding(kind: Kind, backend: Backend) -> None:
+    """Rows of tokens of a compiled graph are full; fast on the CPU computes what lies between live slots."""
+    padded = kind.name != "cpu"
+    width = T if kind.mode == "rebuild" else C
+    filled = backend.prefill([PrefillRow(0, [1, 2, 3]), PrefillRow(2, [4, 5])])
+    assert filled.positions == (2 * width if padded else 5)
+    assert backend.decode([DecodeRow(0, 6, 3), DecodeRow(2, 7, 2)]).positions == (B if padded else 3)
+
+
 def test_prompts_are_scored_when_asked(backend: Backend, alone: Alone) -> None:
     text = [3, 1, 4, 1, 5, 9, 2, 6]
     output = backend.prefill([PrefillRow(1, text, prompt_logprobs=True), PrefillRow(0, text[:3])])

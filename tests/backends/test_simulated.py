@@ -33,6 +33,12 @@ def backend(time: VirtualTime) -> SimulatedBackend:
     return SimulatedBackend(fake, clock, sleep=time.sleep, now=time.now)
 
 
+def test_the_computed_positions_are_those_of_the_backend_behind_the_clock() -> None:
+    simulated = backend(VirtualTime())
+    assert simulated.prefill([PrefillRow(0, [1, 2])]).positions == 8
+    assert simulated.decode([DecodeRow(0, 1, 2)]).positions == 4
+
+
 def test_each_prompt_and_each_step_takes_its_time() -> None:
     time = VirtualTime()
     simulated = backend(time)

@@ -6,10 +6,12 @@ import pytest
 from gated_loop import Gate, ask, collect, finished, running, take, tokens_of
 from model_backend import ModelBackend, expected_events, without_times
 
+from neuron_server.engine.loop_session import MAX_PASSES, LoopSession
 from neuron_server.errors import (
     NeuronTgiError,
     ValidationError,
 )
+from neuron_server.session import Pass, Phase, Status, Step
 
 
 async def test_one_item_per_step_holds_all_requests_of_the_session() -> None:
@@ -167,3 +169,87 @@ async def test_cancels_and_errors_alone_wake_an_idle_loop_without_harm() -> None
             session.close()
         assert await collect(loop, ask(3, 4))
         assert loop.status.free_slots == 1
+
+
+# -- passes --------------------------------------------------------------------------------------------------
+
+
+def passes_of(steps: list[Step]) -> list[Pass]:
+    return [one for step in steps for one in step.passes]
+
+
+async def test_every_session_learns_of_every_pass_and_never_twice() -> None:
+    async with running(ModelBackend(4, 30)) as loop:
+        first, second, idle = loop.open_session(), loop.open_session(), loop.open_session()
+        first.submit(1, ask(1, 2, new=5))
+        second.submit(1, ask(3, 4, new=9))
+        one = passes_of(await take(first, finished(1)))
+        other = passes_of(await take(second, finished(1)))
+        assert [p.method for p in other].count("prefill") == 2
+        assert sum(p.tokens for p in other if p.method == "decode") == 4 + 8
+        assert one == other[: len(one)]
+        rest = passes_of(await take(first, lambda steps: bool(steps)))
+        assert one + rest == other  # what came after its last token: told once the batch is empty
+        assert passes_of(await take(idle, lambda steps: bool(steps))) == other
+
+
+async def test_warming_up_is_no_pass() -> None:
+    async with running(ModelBackend(2, 30)) as loop:
+        session = loop.open_session()
+        session.submit(1, ask(1, 2, new=1))
+        assert [p.method for p in passes_of(await take(session, finished(1)))] == ["prefill"]
+
+
+async def test_a_cancelled_request_leaves_its_passes_behind() -> None:
+    gate = Gate()
+    async with running(ModelBackend(2, 30, on_decode=gate)) as loop:
+        gate.closed = True
+        session = loop.open_session()
+        session.submit(1, ask(1, 2, new=20))
+        await gate.entered()
+        session.cancel(1)
+        gate.open()
+        steps = await take(session, lambda steps: len(passes_of(steps)) == 2)
+        assert [p.method for p in passes_of(steps)] == ["prefill", "decode"]
+        assert tokens_of(steps, 1) == []
+
+
+async def test_the_pass_that_the_device_died_in_comes_with_the_errors() -> None:
+    backend = ModelBackend(2, 30)
+    async with running(backend) as loop:
+        session = loop.open_session()
+        backend.on_decode = lambda _: backend.fail()
+        session.submit(1, ask(1, 2))
+        passes = passes_of(await take(session, finished(1)))
+        assert [(p.method, p.failed) for p in passes] == [("prefill", False), ("decode", True)]
+
+
+class Nowhere:
+    """A loop that does nothing."""
+
+    status = Status(Phase.READY)
+
+    def enqueue(self, *_: object) -> None: ...
+
+    def withdraw(self, *_: object) -> None: ...
+
+    def forget(self, *_: object) -> None: ...
+
+
+async def test_passes_alone_make_a_step_only_when_many_have_gathered() -> None:
+    session = LoopSession(Nowhere())
+    session.measured([Pass("decode", 1)] * 63, now=False)
+    assert not session._wake.is_set()
+    session.measured([Pass("decode", 2)], now=False)
+    steps = await take(session, lambda steps: bool(steps))
+    assert len(passes_of(steps)) == 64
+    session.measured([], now=True)
+    assert not session._wake.is_set()
+
+
+async def test_a_consumer_that_fetches_nothing_costs_bounded_memory() -> None:
+    session = LoopSession(Nowhere())
+    for rows in range(MAX_PASSES + 10):
+        session.measured([Pass("decode", rows)], now=False)
+    passes = passes_of(await take(session, lambda steps: bool(steps)))
+    assert [p.rows for p in passes] == list(range(10, MAX_PASSES + 10))
