@@ -9,6 +9,8 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from launcher.log_lines import readable
+
 Forward = Callable[[str, bytes], None]
 """Takes the child's name and a line, its newline included."""
 
@@ -137,8 +139,7 @@ class Child(asyncio.SubprocessProtocol):
         return status
 
     def _say(self, line: bytes) -> None:
-        if text := line[: 4 * _LAST_LINE_CHARACTERS].decode(errors="replace").rstrip():
-            self._last_lines.append(text[:_LAST_LINE_CHARACTERS])
+        self._last_lines += (text[:_LAST_LINE_CHARACTERS] for text in readable(line).splitlines() if text)
         self._forward(self.name, line)
 
 

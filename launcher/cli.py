@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from launcher import host
+from launcher import host, log_lines
 from launcher.child import Forward
 from launcher.command import build
 from launcher.download import fetch, is_local
 from launcher.environment import child_environment, runtime_environment
 from launcher.exit_codes import LaunchError, exit_code, last_line
-from launcher.output import Output
+from launcher.output import Output, text_notice
 from launcher.parameters import Parameters
 from launcher.plan import LaunchPlan, Model, check_arguments, plan
 from launcher.sockets import private_directory_name
 from launcher.stopping import Stopping
 from launcher.supervisor import Supervisor
+from launcher.vertex import with_vertex_port
 from neuron_server import logs
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.models import check_supported, check_weights, read_model
@@ -55,13 +56,11 @@ def launch(parameters: Parameters) -> int:
         sys.stdout.write(f"text-generation-launcher {importlib.metadata.version('neuronx-tgi')}\n")
         return 0
     json_output = parameters.switch("json_output")
-    output = Output(sys.stdout.fileno())
-    logs.setup(json_output=json_output)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(output)
+    notice = log_lines.dropped if json_output else text_notice
+    output = Output(sys.stdout.fileno(), notice=notice)
+    log_lines.setup(output, json_output=json_output)
     try:
-        asyncio.run(_serve(parameters, _forward_to(output, json_output=json_output)))
+        asyncio.run(_serve(parameters, log_lines.Relay(output, json_output=json_output)))
     finally:
         output.close()
     return 0
@@ -72,8 +71,9 @@ async def _serve(parameters: Parameters, forward: Forward) -> None:
     stopping.listen()
     if parameters.switch("env"):
         log.info("%s", await asyncio.to_thread(runtime_environment))
+    parameters = with_vertex_port(parameters, os.environ)
     log.info("%s", parameters.dump())
-    env = child_environment(parameters, os.environ)
+    env = {**child_environment(parameters, os.environ), "LOG_COLORIZE": str(int(logs.coloured()))}
     launch_plan = await _planned(parameters, env, forward, stopping)
     if launch_plan is None or stopping.requested.is_set():
         return
@@ -107,12 +107,15 @@ async def _planned(
         if config is None:
             return None
         draft = Model(model_id, config.path, read_model(config.path), config.revision)
-        plan(parameters, draft, host.inspect(), private_directory=directory)
+        plan(parameters, draft, host.inspect(), private_directory=directory, environ=os.environ)
         whole = await fetch(model_id, parameters, env, forward, stopping, config_only=False)
         if whole is None:
             return None
         model = _local_model(model_id, whole.path, parameters, whole.revision)
-    return plan(parameters, model, host.inspect(), private_directory=directory)
+        model = replace(model, pipeline_tag=whole.pipeline_tag)
+        if whole.pipeline_tag is None:
+            log.warning("no pipeline tag found for model %s", model_id)
+    return plan(parameters, model, host.inspect(), private_directory=directory, environ=os.environ)
 
 
 def _local_model(model_id: str, path: str, parameters: Parameters, revision: str | None = None) -> Model:
@@ -130,19 +133,6 @@ def _demo_path() -> str:
     if spec is None or spec.origin is None:
         raise ModelError("the package neuron_server is not installed", rule="model_missing")
     return str(Path(spec.origin).parent / "demo_model")
-
-
-def _forward_to(output: Output, *, json_output: bool) -> Forward:
-    """Children's lines as they are; with ``--json-output``, what is not JSON is wrapped into it."""
-
-    def forward(name: str, line: bytes) -> None:
-        text = line.strip()
-        if json_output and text and not text.startswith(b"{"):
-            entry = {"level": "INFO", "message": line.decode(errors="replace").rstrip("\n"), "target": name}
-            line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        output.write_bytes(line)
-
-    return forward
 
 
 def _fail(rule: str, line: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launcher.child import Child, Forward, ended_before, stop
 from launcher.exit_codes import LaunchError
+from launcher.log_lines import DOWNLOAD, DOWNLOADING
 from launcher.parameters import Parameters
 from launcher.program import program
 from launcher.stopping import Stopping
@@ -25,10 +26,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Where the model lies now, and the commit it is of."""
+    """Where the model lies now, the commit it is of, and what the hub says it is for, if it says so."""
 
     path: str
     revision: str | None
+    pipeline_tag: str | None = None
 
 
 def is_local(model_id: str) -> bool:
@@ -64,7 +66,7 @@ async def fetch(
 
     Raises ``LaunchError`` (rule ``download_failed``).
     """
-    argv = [*program, model_id, *(["--config-only"] if config_only else [])]
+    argv = [*program, model_id, "--json-output", *(["--config-only"] if config_only else [])]
     if revision := parameters.text("revision"):
         argv += ["--revision", revision]
     if parameters.switch("trust_remote_code"):
@@ -78,22 +80,26 @@ async def fetch(
         else:
             results.append(result)
 
-    log.info("Starting check and download process for %s%s", model_id, " (configuration)" * config_only)
-    child = await Child.start("download", argv, env, listen)
+    extra = DOWNLOADING.extra
+    what = f"{model_id} (configuration)" if config_only else model_id
+    log.info("Starting check and download process for %s", what, extra=extra)
+    child = await Child.start(DOWNLOAD, argv, env, listen)
     if not await ended_before(child, stopping.requested):
-        log.info("Terminating download")
+        log.info("Terminating download", extra=extra)
         await stop(child, _GRACE_S, stopping.hurried)
+        log.info("download terminated", extra=extra)
         return None
     if child.ended.result() != 0 or not results:
-        log.error("Download encountered an error: it %s\n%s", child.how_it_ended(), child.last_words)
+        how = child.how_it_ended()
+        log.error("Download encountered an error: it %s\n%s", how, child.last_words, extra=extra)
         raise LaunchError(f"{model_id} could not be downloaded", rule="download_failed", kind="DownloadError")
     if not config_only:
-        log.info("Successfully downloaded weights for %s", model_id)
+        log.info("Successfully downloaded weights for %s", model_id, extra=extra)
     return results[-1]
 
 
 def _result(line: bytes) -> Fetched | None:
-    """The program's last line, ``{"path": ..., "revision": ...}``; ``None`` for any other."""
+    """The program's last line, an object with ``path``, ``revision`` and ``pipeline_tag``; else ``None``."""
     if not line.startswith(b"{"):
         return None
     try:
@@ -102,5 +108,7 @@ def _result(line: bytes) -> Fetched | None:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("path"), str):
         return None
-    revision = value.get("revision")
-    return Fetched(value["path"], revision if isinstance(revision, str) else None)
+    revision, tag = (
+        v if isinstance(v := value.get(key), str) else None for key in ("revision", "pipeline_tag")
+    )
+    return Fetched(value["path"], revision, tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -35,6 +36,9 @@ def child_environment(parameters: Parameters, environ: Mapping[str, str]) -> dic
     env.setdefault("COMPUTE_TYPE", "1-cpu" if backend in (None, "auto") else f"1-{backend}")
     if token := environ.get("HF_API_TOKEN"):
         env["HF_TOKEN"] = token
+    if env.get("HF_HUB_ENABLE_HF_TRANSFER") and importlib.util.find_spec("hf_transfer") is None:
+        # TGI's images set it; without that package the hub client would refuse every download.
+        del env["HF_HUB_ENABLE_HF_TRANSFER"]
     if cache := parameters.text("huggingface_hub_cache"):
         # The newer name wins in huggingface_hub, so a flag must set it too.
         env.update(HUGGINGFACE_HUB_CACHE=cache, HF_HUB_CACHE=cache)

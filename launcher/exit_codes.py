@@ -38,6 +38,8 @@ EXIT_CODES: Mapping[str, ExitCode] = MappingProxyType(
         "max_batch_total_tokens": ExitCode(14, "--max-batch-total-tokens is not B x T"),
         "max_positions": ExitCode(15, "--max-total-tokens exceeds the positions of the model"),
         "max_concurrent_requests": ExitCode(16, "--max-concurrent-requests is below 1"),
+        "tokenizer_config": ExitCode(17, "--tokenizer-config-path names no readable JSON object"),
+        "neuron_environment": ExitCode(18, "HF_NUM_CORES or HF_AUTO_CAST_TYPE do not fit the compiled model"),
         "model_missing": ExitCode(20, "no such model directory, or no config.json in it"),
         "config_corrupt": ExitCode(21, "a configuration file of the model cannot be read"),
         "unsupported_model": ExitCode(22, "a model family that cannot be served"),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from neuron_server.config import OTLP_SERVICE_NAME
+
 Default = int | float | str | bool | None
 Kind = type[int] | type[float] | type[str] | type[bool]
 
@@ -111,6 +113,8 @@ _HONOURED = (
           MODEL, "auto", choices=("auto", "cpu", "neuron", "fake")),
     _switch("trust_remote_code", "Run Python code found in the model directory; off unless asked.", MODEL),
     _text("huggingface_hub_cache", "Directory for downloaded models.", MODEL),
+    _text("tokenizer_config_path", "A tokenizer_config.json whose chat template takes the place of the "
+          "model's own.", MODEL),
     _uint("max_batch_size", "B, the slots of the static batch. A compiled model fixes it. Unset: "
           "max-batch-total-tokens / max-total-tokens where that is given, else 4.", SHAPE),
     _uint("max_total_tokens", "T, tokens of a slot, prompt plus new. A compiled model fixes it. Unset: 2048, "
@@ -125,8 +129,8 @@ _HONOURED = (
     _uint("max_best_of", "Largest best_of.", LIMITS, 2),
     _uint("max_stop_sequences", "Largest number of stop sequences.", LIMITS, 4),
     _uint("max_top_n_tokens", "Largest top_n_tokens.", LIMITS, 5),
-    _uint("max_client_batch_size", "Prompts in one completions request: shown by /info, but this release "
-          "does not serve /v1/completions.", LIMITS, 4),
+    _uint("max_client_batch_size", "Prompts in one /v1/completions request; more get 422.", LIMITS, 4),
+    _switch("disable_grammar_support", "Refuse grammars, response formats and tools.", LIMITS),
     _uint("payload_limit", "Largest request body, in bytes.", LIMITS, 2_000_000),
     _uint("validation_workers", "Threads that tokenize prompts.", LIMITS, 2),
     Flag("waiting_served_ratio", float, "Queued requests join early when there are this many for each "
@@ -139,7 +143,8 @@ _HONOURED = (
           choices=("auto", "insert", "rebuild")),
     _text("hostname", "IP address to listen on, or localhost. Anything else becomes 0.0.0.0 with a warning: "
           "containers set HOSTNAME to their name.", HTTP, "0.0.0.0"),  # noqa: S104 as TGI
-    _uint("port", "Port to listen on; 0 takes a free one.", HTTP, 3000, most=65535, short="-p"),
+    _uint("port", "Port to listen on; 0 takes a free one. AIP_HTTP_PORT, which Vertex AI sets, overrides it.",
+          HTTP, 3000, most=65535, short="-p"),
     _text("cors_allow_origin", "Origin that browsers may call from; may be repeated.", HTTP, many=True),
     _text("api_key", "Bearer token that generating requests must show.", HTTP, secret=True),
     _uint("graceful_termination_timeout", "Seconds that running requests get to finish after SIGTERM.",
@@ -152,6 +157,8 @@ _HONOURED = (
     _uint("num_shard", "Must be 1: tensor parallelism happens inside the one generator process.", PROCESSES),
     _text("sharded", "Must not be true; see --num-shard.", PROCESSES, choices=("true", "false")),
     _switch("json_output", "Log one JSON object per line.", LOGGING),
+    _text("otlp_endpoint", "Collector to export traces to, over gRPC: http://HOST:PORT.", LOGGING),
+    _text("otlp_service_name", "service.name of the traces.", LOGGING, OTLP_SERVICE_NAME),
     _switch("env", "Log the versions and devices of this machine, then start.", LOGGING, short="-e",
             env=False),
     _switch("version", "Print the version and exit.", LOGGING, env=False),
@@ -166,7 +173,6 @@ _ONE_DEVICE = "One generator process drives the device; nothing is exchanged bet
 _FIXED_KERNELS = "CUDA only; graphs here are compiled, or run by PyTorch on CPU."
 
 _IGNORED = (
-    _ignored("tokenizer_config_path", str, "It names a chat template; chat is not served in this release."),
     _ignored("prometheus_port", int, "/metrics is served on the main port."),
     _ignored("master_addr", str, _ONE_DEVICE),
     _ignored("master_port", int, _ONE_DEVICE),
@@ -175,15 +181,14 @@ _IGNORED = (
     _ignored("cuda_graphs", str, _FIXED_KERNELS),
     _ignored("cuda_memory_fraction", float, "The static KV cache is allocated once and never grows."),
     _ignored("disable_custom_kernels", bool, _FIXED_KERNELS),
-    _ignored("otlp_endpoint", str, "No traces are exported."),
-    _ignored("otlp_service_name", str, "No traces are exported."),
     _ignored("watermark_gamma", float, "Answers are never watermarked."),
     _ignored("watermark_delta", float, "Answers are never watermarked."),
     _ignored("ngrok", bool, "No tunnel is opened (nor does TGI 3 open one)."),
     _ignored("ngrok_authtoken", str, "No tunnel is opened.", secret=True),
     _ignored("ngrok_edge", str, "No tunnel is opened."),
-    _ignored("disable_grammar_support", bool, "Grammars are not served in this release in any case."),
-    _ignored("usage_stats", str, "Nothing is ever sent.", choices=("on", "off", "no-stack")),
+    _ignored(
+        "usage_stats", str, "Nothing is ever sent, whatever it says.", choices=("on", "off", "no-stack")
+    ),
     _ignored(
         "enable_prefill_logprobs", bool, "Prompt logprobs are computed whenever a request asks for them."
     ),

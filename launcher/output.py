@@ -6,9 +6,15 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Callable
 
 #: Kept for a reader that is slow; beyond it lines are dropped and counted.
 _LIMIT_BYTES = 16 * 1024 * 1024
+
+
+def text_notice(dropped: int) -> bytes:
+    """The line that stands where lines were dropped."""
+    return f"[{dropped} pieces of output dropped: nobody read them]\n".encode()
 
 
 class Output:
@@ -16,11 +22,15 @@ class Output:
 
     A supervisor that hangs because nobody reads its log could neither stop nor restart anything, so a reader
     that stalls costs lines (and is told how many), and one that went away costs all of them. Has the
-    ``write`` and ``flush`` of a text stream, as logging wants them.
+    ``write`` and ``flush`` of a text stream, as logging wants them. ``notice`` makes the line that says how
+    many were dropped.
     """
 
-    def __init__(self, fd: int, *, limit_bytes: int = _LIMIT_BYTES) -> None:
+    def __init__(
+        self, fd: int, *, limit_bytes: int = _LIMIT_BYTES, notice: Callable[[int], bytes] = text_notice
+    ) -> None:
         self._fd = fd
+        self._notice = notice
         self._limit = limit_bytes
         self._queue: deque[bytes] = deque()
         self._queued = 0
@@ -42,7 +52,7 @@ class Output:
                 self._dropped += 1
                 return
             if self._dropped:
-                data = f"[{self._dropped} pieces of output dropped: nobody read them]\n".encode() + data
+                data = self._notice(self._dropped) + data
                 self._dropped = 0
             self._queue.append(data)
             self._queued += len(data)

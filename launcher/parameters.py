@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -10,6 +11,9 @@ from launcher.flags import BY_NAME, FLAGS, Default, Treatment
 from neuron_server.errors import ConfigError
 
 Value = Default | tuple[str, ...]
+
+#: A user name and password in a URL.
+_USER_INFO = re.compile(r"//[^/@\s]*@")
 
 
 class Source(str, Enum):
@@ -72,6 +76,12 @@ class Parameters:
         """Parameters with these values given and everything else at its default."""
         return cls({name: Given(value, source, BY_NAME[name].name) for name, value in values.items()})
 
+    def replaced(self, given: Mapping[str, Given]) -> Parameters:
+        """These parameters with other values for some; nothing is checked again."""
+        other = Parameters.__new__(Parameters)
+        other._given = {**self._given, **given}
+        return other
+
     def __getitem__(self, name: str) -> Given:
         return self._given[name]
 
@@ -133,7 +143,7 @@ class Parameters:
         lines = ["Args {"]
         for flag in FLAGS:
             value = self._given[flag.name].value
-            text = "***" if flag.secret and value is not None else shown(value)
+            text = "***" if flag.secret and value is not None else _USER_INFO.sub("//***@", shown(value))
             lines.append(f"    {flag.name}: {text},")
         return "\n".join([*lines, "}"])
 

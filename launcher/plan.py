@@ -7,32 +7,42 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from launcher.chat_template import tokenizer_config_path
+from launcher.compiled import settle
 from launcher.host import Host
 from launcher.parameters import Given, Parameters, Source, shown
 from launcher.static_values import StaticValues, static_values
 from neuron_server.backend import PrefillMode
-from neuron_server.config import BackendName, DType, GeneratorConfig, RouterConfig
+from neuron_server.config import OTLP_SERVICE_NAME, BackendName, DType, GeneratorConfig, RouterConfig
 from neuron_server.device_clock import FORM, parse_clock
 from neuron_server.errors import ConfigError
 from neuron_server.models import ModelFacts, check_supported
 from neuron_server.shape import StaticShape
 from neuron_server.socket_path import check_length
+from neuron_server.tracing import parse_endpoint
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 TGI's default
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model to serve. ``model_id`` is what clients see; ``weight_bytes`` ``None`` means not looked at."""
+    """The model to serve. ``model_id`` is what clients see; ``weight_bytes`` ``None`` means not looked at.
+
+    ``pipeline_tag`` is what the hub says it is for; ``None`` for a directory.
+    """
 
     model_id: str
     path: str
     facts: ModelFacts
     revision: str | None = None
     weight_bytes: int | None = None
+    pipeline_tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +78,23 @@ class LaunchPlan:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def plan(parameters: Parameters, model: Model, host: Host, *, private_directory: str) -> LaunchPlan:
+def plan(
+    parameters: Parameters,
+    model: Model,
+    host: Host,
+    *,
+    private_directory: str,
+    environ: Mapping[str, str] = _NO_VARIABLES,
+) -> LaunchPlan:
     """Decide everything; raises ``ConfigError`` or ``ModelError``, whose ``rule`` is in ``EXIT_CODES``.
 
     ``private_directory`` is the name to use for sockets that the user does not place; nothing is made here.
+    Of ``environ`` only what belongs to no flag is looked at: ``compiled.CORES`` and ``compiled.CAST``.
     """
     backend = check_arguments(parameters, host)
     check_supported(model.facts, trust_remote_code=parameters.switch("trust_remote_code"))
+    settled = settle(parameters, model.facts, environ)
+    parameters = settled.parameters
     values = static_values(parameters, model.facts)
     hostname, hostname_warning = _hostname(parameters)
     sockets, directory, socket_flag = _sockets(parameters, private_directory)
@@ -87,7 +107,7 @@ def plan(parameters: Parameters, model: Model, host: Host, *, private_directory:
         generators=generators,
         router=router,
         rows=(*_rows(parameters, model, values, generators[0], router, concurrent), *memory),
-        warnings=(*hostname_warning, *_warnings(parameters, model, values, concurrent)),
+        warnings=(*hostname_warning, *settled.warnings, *_warnings(parameters, model, values, concurrent)),
         socket_directory=directory,
         socket_flag=socket_flag,
         max_restarts=parameters.counted("max_restarts"),
@@ -119,6 +139,9 @@ def check_arguments(parameters: Parameters, host: Host) -> BackendName:
             f"{parameters['max_concurrent_requests']}, but must be at least 1: at 0 every request gets 429",
             rule="max_concurrent_requests",
         )
+    tokenizer_config_path(parameters)
+    if (endpoint := parameters.text("otlp_endpoint")) is not None:
+        parse_endpoint(endpoint)
     return _backend(parameters, host)
 
 
@@ -203,7 +226,10 @@ def _generator(
         waiting_served_ratio=parameters.number("waiting_served_ratio"),
         max_waiting_tokens=parameters.counted("max_waiting_tokens"),
         max_prefill_stall=parameters.number("max_prefill_stall"),
-        json_output=parameters.switch("json_output"),
+        disable_grammar_support=parameters.switch("disable_grammar_support"),
+        otlp_endpoint=parameters.text("otlp_endpoint"),
+        otlp_service_name=parameters.text("otlp_service_name") or OTLP_SERVICE_NAME,
+        json_output=True,  # the launcher says its lines again, in the form that was asked for
     )
 
 
@@ -235,6 +261,11 @@ def _router(
         api_key=parameters.text("api_key"),
         trust_remote_code=parameters.switch("trust_remote_code"),
         revision=model.revision,
+        pipeline_tag=model.pipeline_tag,
+        tokenizer_config_path=tokenizer_config_path(parameters),
+        disable_grammar_support=parameters.switch("disable_grammar_support"),
+        otlp_endpoint=parameters.text("otlp_endpoint"),
+        otlp_service_name=parameters.text("otlp_service_name") or OTLP_SERVICE_NAME,
         graceful_termination_timeout=float(parameters.counted("graceful_termination_timeout")),
         json_output=parameters.switch("json_output"),
     )
@@ -267,6 +298,8 @@ def _warnings(
         found.append(f"The model was compiled for Neuron; its shape {shape} is served on the CPU")
     if not facts.exact:
         found.append(f"The exactness of model type {facts.model_type!r} is not proven by our tests")
+    if parameters["max_client_batch_size"].value == 0:
+        found.append(f"{parameters['max_client_batch_size']}: every request to /v1/completions gets 422")
     if parameters.switch("trust_remote_code"):
         found.append("`trust_remote_code` is set: Python code of the model will be run")
     return tuple(found)
@@ -308,6 +341,7 @@ def _rows(
         *(values.max_batch_size, values.max_total_tokens, values.max_input_tokens),
         *(values.max_batch_prefill_tokens, values.max_batch_total_tokens, concurrent),
     )
+    cores = model.facts.static.cores if model.facts.static else None
     scheduling = ("max_waiting_tokens", "waiting_served_ratio", "max_prefill_stall")
     return (
         Row("model_id", model.model_id, parameters["model_id"].source),
@@ -315,6 +349,7 @@ def _rows(
         chosen("dtype", generator.dtype),
         chosen("prefill_mode", generator.prefill_mode),
         *(Row(_new_name(given.name), shown(given.value), given.source) for given in static),
+        *((Row("cores", str(cores), Source.MODEL),) if cores else ()),
         *(chosen(name, shown(parameters[name].value)) for name in scheduling),
         chosen("hostname", router.hostname),
         chosen("port", str(router.port)),

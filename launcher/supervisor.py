@@ -19,6 +19,7 @@ from launcher.child import Child, Forward, stop
 from launcher.exit_codes import LaunchError
 from launcher.health import ask, url
 from launcher.janitor import Janitor
+from launcher.log_lines import ROUTER, Span, shard_name
 from launcher.plan import LaunchPlan
 from launcher.program import program
 from launcher.sockets import free_port, socket_places
@@ -101,16 +102,16 @@ class Supervisor:
         log.info("Starting Webserver")
         env = {**self._env, **secret_env(router)}
         argv = [*self._programs.router, *to_argv(router)]
-        self._router = await Child.start("webserver", argv, env, self._forward)
+        self._router = await Child.start(ROUTER, argv, env, self._forward)
         janitor.watch(self._router.pid)
 
     async def _start_generator(self, rank: int, janitor: Janitor) -> None:
         config = self._plan.generators[rank]
         clear_stale(config.uds_path, self._plan.socket_flag)
-        log.info("Starting shard %d", rank)
+        log.info("Starting shard", extra=_span(rank).extra)
         self._started_at[rank] = time.monotonic()
         argv = [*self._programs.generator, *to_argv(config)]
-        child = await Child.start(f"shard {rank}", argv, self._env, self._forward)
+        child = await Child.start(shard_name(rank), argv, self._env, self._forward)
         self._generators[rank] = child
         janitor.watch(child.pid)
 
@@ -150,10 +151,12 @@ class Supervisor:
             now = time.monotonic()
             if (health.text and health.text != said) or now - said_at >= _WAITING_LOG_S:
                 said, said_at = health.text, now
-                log.info("Waiting for shard to be ready...%s", f" ({said})" if said else "")
+                why = f" ({said})" if said else ""
+                for rank in self._started_at:
+                    log.info("Waiting for shard to be ready...%s", why, extra=_span(rank).extra)
             await asyncio.sleep(_PROBE_S)
-        for started_at in self._started_at.values():
-            log.info("Shard ready in %.1fs", time.monotonic() - started_at)
+        for rank, started_at in self._started_at.items():
+            log.info("Shard ready in %.1fs", time.monotonic() - started_at, extra=_span(rank).extra)
         self._started_at.clear()
         if not self._was_ready:
             self._was_ready = True
@@ -162,12 +165,12 @@ class Supervisor:
     async def _restart(self, rank: int, child: Child, janitor: Janitor) -> None:
         janitor.forget(child.pid)
         how = child.how_it_ended()
-        words = f"; its last words:\n{child.last_words}" if child.last_words else ", without a word"
+        _say_last_words(rank, child)
         if not self._was_ready:
-            log.error("Shard %d failed to start: it %s%s", rank, how, words)
+            log.error("Shard %d failed to start: it %s", rank, how)
             rule = _START_FAILURES.get(child.ended.result(), "generator_start")
             raise LaunchError(f"shard {rank} {how}", rule=rule, kind="ShardCannotStart")
-        log.error("Shard %d crashed: it %s%s", rank, how, words)
+        log.error("Shard %d crashed: it %s", rank, how)
         now = time.monotonic()
         while self._restarts and now - self._restarts[0] > RESTART_WINDOW_S:
             self._restarts.popleft()
@@ -223,15 +226,29 @@ class Supervisor:
 
     async def _stop_one(self, child: Child, grace_s: float, janitor: Janitor) -> None:
         if child.alive:
-            log.info("Terminating %s", child.name)
-            log.info("Waiting for %s to gracefully shutdown", child.name)
+            span = Span.of(child.name)
+            name, extra = ("shard", span.extra) if span else (child.name, None)
+            log.info("Terminating %s", name, extra=extra)
+            log.info("Waiting for %s to gracefully shutdown", name, extra=extra)
             if await stop(child, grace_s, self._stopping.hurried):
-                log.info("%s terminated", child.name)
+                log.info("%s terminated", name, extra=extra)
             else:
                 hurried = self._stopping.hurried.is_set()
                 why = "a second signal asked for it" if hurried else f"it did not stop within {grace_s:.0f} s"
-                log.warning("%s killed: %s", child.name, why)
+                log.warning("%s killed: %s", name, why, extra=extra)
         janitor.forget(child.pid)
+
+
+def _span(rank: int) -> Span:
+    return Span("shard-manager", rank)
+
+
+def _say_last_words(rank: int, child: Child) -> None:
+    """What a dead generator said last: the lines that were not JSON are heard here for the first time."""
+    if child.last_words:
+        log.error("Shard complete standard error output:\n%s", child.last_words, extra=_span(rank).extra)
+    if (status := child.ended.result()) < 0:
+        log.error("Shard process was signaled to shutdown with signal %d", -status, extra=_span(rank).extra)
 
 
 def _all_exist(paths: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ from neuron_server.shape import StaticShape
 from neuron_server.weights import WeightFiles, check_weights
 
 __all__ = [
+    "DTYPES",
     "EXACT_FAMILIES",
     "REFUSED_FAMILIES",
     "ModelFacts",
@@ -73,7 +74,8 @@ _OTHER_HEADS = (
     "ForRewardModel",
 )
 
-_DTYPES = {
+#: Spellings of a type -> the one used here.
+DTYPES = {
     **dict.fromkeys(("float32", "fp32", "f32", "float"), "float32"),
     **dict.fromkeys(("bfloat16", "bf16"), "bfloat16"),
     **dict.fromkeys(("float16", "fp16", "f16", "half"), "float16"),
@@ -274,7 +276,7 @@ def _facts(config: _Json, eos_token_ids: frozenset[int], static: StaticFacts | N
 
 
 def _dtype(word: str | None) -> str | None:
-    return None if word is None else _DTYPES.get(word.removeprefix("torch."), word)
+    return None if word is None else DTYPES.get(word.removeprefix("torch."), word)
 
 
 def _heads(config: _Json) -> int | None:

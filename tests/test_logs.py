@@ -133,6 +133,22 @@ def test_log_level_is_the_first_plain_word_of_the_filter(monkeypatch, text, leve
     assert logs.level_from_env() == level
 
 
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("", {}),
+        ("info", {}),
+        ("text_generation_router=debug,info", {"neuron_server.router": logging.DEBUG}),
+        ("text_generation_router::server=warn", {"neuron_server.router.server": logging.WARNING}),
+        ("info,text_generation_launcher = error", {"text_generation_launcher": logging.ERROR}),
+        ("neuron_server.engine=trace", {"neuron_server.engine": logging.DEBUG}),
+    ],
+)
+def test_log_level_may_name_targets_in_either_project_s_spelling(monkeypatch, text, levels):
+    monkeypatch.setenv("LOG_LEVEL", text)
+    assert logs.target_levels_from_env() == levels
+
+
 def test_without_log_level_it_is_info(monkeypatch):
     monkeypatch.delenv("LOG_LEVEL", raising=False)
     assert logs.level_from_env() == logging.INFO

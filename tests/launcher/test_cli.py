@@ -110,8 +110,8 @@ def test_json_output_is_json_in_every_line_and_env_reports_first(tmp_path):
     done = run("--json-output", "--env", "--model-id", str(tmp_path), env={"API_KEY": "hush"})
     assert done.returncode == exit_code("model_missing")
     entries = [json.loads(line) for line in done.stdout.splitlines()]
-    assert entries[0]["message"].startswith("Runtime environment:\n")
-    assert entries[1]["message"].startswith("Args {\n")
+    assert entries[0]["fields"]["message"].startswith("Runtime environment:\n")
+    assert entries[1]["fields"]["message"].startswith("Args {\n")
     assert "hush" not in done.stdout
 
 

@@ -76,9 +76,10 @@ def test_a_file_is_no_model(tmp_path):
 async def test_the_last_line_is_the_result_and_the_others_are_forwarded(heard):
     forwarded = Forwarded()
     code = (
-        """print("fetching"); print('{"message": "json log"}'); print('{"path": "/p", "revision": "abc"}')"""
+        """print("fetching"); print('{"message": "json log"}'); """
+        """print('{"path": "/p", "revision": "abc", "pipeline_tag": "text-generation"}')"""
     )
-    assert await run(code, forwarded) == Fetched("/p", "abc")
+    assert await run(code, forwarded) == Fetched("/p", "abc", "text-generation")
     assert forwarded.lines == [b"fetching\n", b'{"message": "json log"}\n']
     assert "Starting check and download process for org/model" in heard.text
     assert "Successfully downloaded weights for org/model" in heard.text
@@ -87,8 +88,9 @@ async def test_the_last_line_is_the_result_and_the_others_are_forwarded(heard):
 async def test_the_flags_reach_the_program():
     code = "import json, sys; print(json.dumps({'path': ' '.join(sys.argv[1:]), 'revision': None}))"
     fetched = await run(code, Forwarded(), config_only=True, revision="v1", trust_remote_code=True)
-    assert fetched == Fetched("org/model --config-only --revision v1 --trust-remote-code", None)
-    assert await run(code, Forwarded()) == Fetched("org/model", None)
+    said = "org/model --json-output --config-only --revision v1 --trust-remote-code"
+    assert fetched == Fetched(said, None)
+    assert await run(code, Forwarded()) == Fetched("org/model --json-output", None)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,8 @@ async def test_a_failed_download_is_told_with_its_last_words(code, heard):
     with pytest.raises(LaunchError) as caught:
         await run(code, Forwarded())
     assert (caught.value.rule, caught.value.kind) == ("download_failed", "DownloadError")
-    assert "no network" in heard.text
+    (line,) = (line for line in heard.lines if line.startswith("Download encountered an error:"))
+    assert "no network" in line
 
 
 async def test_a_signal_ends_the_download(heard):

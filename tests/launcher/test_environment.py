@@ -19,6 +19,19 @@ def test_the_hub_token_and_cache_are_passed_on():
     assert (env["HUGGINGFACE_HUB_CACHE"], env["HF_HUB_CACHE"]) == ("/data", "/data")
 
 
+def test_a_faster_client_that_is_not_installed_is_not_asked_for(monkeypatch):
+    env = {"HF_HUB_ENABLE_HF_TRANSFER": "1"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "HF_HUB_ENABLE_HF_TRANSFER" not in child_environment(Parameters.of(), env)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert child_environment(Parameters.of(), env)["HF_HUB_ENABLE_HF_TRANSFER"] == "1"
+
+
+def test_what_vertex_sets_reaches_the_programs():
+    env = {"AIP_PREDICT_ROUTE": "/predict", "AIP_HEALTH_ROUTE": "/live", "AIP_HTTP_PORT": "8080"}
+    assert env.items() <= child_environment(Parameters.of(), env).items()
+
+
 def test_the_runtime_environment_begins_as_issue_reports_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     lines = runtime_environment().splitlines()

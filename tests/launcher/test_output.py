@@ -42,6 +42,16 @@ def test_a_reader_that_stalls_costs_lines_and_is_told_how_many():
     assert rest[0].endswith(f"[{1000 - kept} pieces of output dropped: nobody read them]\nafter\n".encode())
 
 
+def test_the_notice_of_lost_lines_has_the_form_that_was_asked_for():
+    reader, writer = os.pipe()
+    output = Output(writer, limit_bytes=10, notice=lambda dropped: b"<%d lost>" % dropped)
+    output.write_bytes(b"x" * 11)
+    output.write_bytes(b"y")
+    output.close()
+    os.close(writer)
+    assert read_all(reader) == b"<1 lost>y"
+
+
 def test_a_reader_that_went_away_does_not_matter():
     reader, writer = os.pipe()
     os.close(reader)

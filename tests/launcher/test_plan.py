@@ -6,8 +6,8 @@ import pytest
 from planning import compiled, facts, planned
 
 from launcher.host import Host
-from launcher.parameters import Source, Value
-from launcher.plan import Row
+from launcher.parameters import Parameters, Source, Value
+from launcher.plan import Model, Row, plan
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.models import ModelFacts
 
@@ -290,3 +290,54 @@ def test_a_compiled_model_on_the_cpu_and_an_unproven_family_are_said():
 
 def test_flags_without_effect_are_said_once():
     assert sum("--speculate" in w for w in planned(speculate=2).warnings) == 1
+
+
+# -- what goes to both programs ------------------------------------------------------------------------------
+
+
+def test_tracing_and_grammar_switches_reach_router_and_generator():
+    plan = planned(
+        disable_grammar_support=True, otlp_endpoint="http://collector:4317", otlp_service_name="mine"
+    )
+    for config in (plan.router, *plan.generators):
+        assert config.disable_grammar_support
+        assert (config.otlp_endpoint, config.otlp_service_name) == ("http://collector:4317", "mine")
+    plan = planned()
+    for config in (plan.router, *plan.generators):
+        assert not config.disable_grammar_support
+        assert config.otlp_endpoint is None
+        assert config.otlp_service_name == "text-generation-inference.router"
+
+
+@pytest.mark.parametrize("endpoint", ["ftp://host:1", "http://host:port", "http://host/v1/traces", "http://"])
+def test_an_endpoint_that_is_no_address_is_refused_by_the_flags_name(endpoint):
+    rule, text = refused(otlp_endpoint=endpoint)
+    assert rule == "argument"
+    assert "--otlp-endpoint" in text
+    assert endpoint in text
+
+
+def test_the_generators_log_json_because_the_launcher_says_it_again():
+    assert planned().generators[0].json_output
+    assert not planned().router.json_output
+    assert planned(json_output=True).router.json_output
+
+
+def test_what_the_hub_says_of_the_model_reaches_the_router():
+    model = Model("org/model", "/m", facts(), revision="abc", weight_bytes=1, pipeline_tag="text-generation")
+    made = plan(Parameters.of(), model, Host(), private_directory="/tmp/x")
+    assert (made.router.revision, made.router.pipeline_tag) == ("abc", "text-generation")
+
+
+def test_no_prompt_in_a_completions_request_is_taken_as_tgi_takes_it_and_said():
+    plan = planned(max_client_batch_size=0)
+    assert plan.router.max_client_batch_size == 0
+    assert any("--max-client-batch-size is 0" in w for w in plan.warnings)
+
+
+def test_flags_of_tgi_that_do_nothing_here_start_and_are_said():
+    plan = planned(usage_stats="off", prometheus_port=9000)
+    assert any("--usage-stats has no effect: Nothing is ever sent" in w for w in plan.warnings)
+    assert any(
+        "--prometheus-port has no effect: /metrics is served on the main port" in w for w in plan.warnings
+    )
