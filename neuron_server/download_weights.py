@@ -1,7 +1,7 @@
 """Find a model and fetch it from the hub if needed: a program of its own, so that the launcher stays light.
 
-Its last line on stdout is ``{"path": ..., "revision": ...}``; on failure the status is 1 and the last line on
-stderr says why.
+Its last line on stdout is an object with ``path``, ``revision`` and ``pipeline_tag``; on failure the status
+is 1 and the last line on stderr says why.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModelError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1
-    sys.stdout.write(json.dumps({"path": str(found.path), "revision": found.revision}) + "\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted: what has arrived is kept, and the next start goes on from there\n")
+        return 128 + signal.SIGINT
+    result = {"path": str(found.path), "revision": found.revision, "pipeline_tag": found.pipeline_tag}
+    sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
     return 0
 

@@ -6,15 +6,17 @@ download. Weights are safetensors only; a pickle is never fetched, because loadi
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,8 +25,11 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    XetDownloadError,
+    XetError,
 )
 
+from neuron_server.backends.download import download_file, megabytes
 from neuron_server.errors import ModelError
 from neuron_server.weights import INDEX, SINGLE
 
@@ -32,15 +37,29 @@ logger = logging.getLogger(__name__)
 
 #: Configuration, tokenizer, chat template. ``*.py`` is added only where the user trusts the model's code.
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "tokenizer*")
+#: A hub that is slow to say what it knows does not hold up the start.
+_ASK_S = 10.0
 _NEVER = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's directory and, if it is from the hub, the commit it is of."""
+    """A model's directory and, if it is from the hub, the commit it is of.
+
+    ``pipeline_tag``: what the hub says the model is for; ``None`` where it was not asked or does not say.
+    """
 
     path: Path
     revision: str | None = None
+    pipeline_tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What the hub tells of a commit: the pipeline tag, and the files' sizes in bytes."""
+
+    pipeline_tag: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def find(
@@ -55,9 +74,22 @@ def find(
         return Checkpoint(Path(model_id).resolve())
     path = _fetch_config(model_id, revision, trust_remote_code=trust_remote_code)
     commit = path.name
-    if not config_only:
-        _fetch_weights(model_id, commit, path)
-    return Checkpoint(path, commit)
+    if config_only:
+        return Checkpoint(path, commit)
+    about = _ask_about(model_id, commit)
+    _fetch_weights(model_id, commit, path, about.sizes)
+    return Checkpoint(path, commit, about.pipeline_tag)
+
+
+def _ask_about(model_id: str, commit: str) -> _About:
+    """Nice to know, and not needed: a hub that does not answer keeps no cached model from being served."""
+    try:
+        info = HfApi().model_info(model_id, revision=commit, files_metadata=True, timeout=_ASK_S)
+    except (OSError, ValueError) as error:
+        logger.info("The hub was not asked about %s: %s", model_id, type(error).__name__)
+        return _About()
+    sizes = {file.rfilename: file.size for file in info.siblings or [] if file.size is not None}
+    return _About(info.pipeline_tag, sizes)
 
 
 def _fetch_config(model_id: str, revision: str | None, *, trust_remote_code: bool) -> Path:
@@ -77,17 +109,22 @@ def _fetch_config(model_id: str, revision: str | None, *, trust_remote_code: boo
     return path
 
 
-def _fetch_weights(model_id: str, commit: str, directory: Path) -> None:
-    names = _weight_names(directory)
+def _fetch_weights(model_id: str, commit: str, directory: Path, sizes: Mapping[str, int]) -> None:
+    """The lines are those of TGI's download, so that whoever watches for them finds them."""
+    names = [name for name in _weight_names(directory) if not (directory / name).exists()]
+    if not names:
+        logger.info("Files are already present on the host. Skipping download.")
     started = time.monotonic()
     for done, name in enumerate(names):
-        logger.info("Download file: %s (%d of %d)", name, done + 1, len(names))
+        size = sizes.get(name)
+        logger.info("Download file: %s%s", name, f" ({megabytes(size)})" if size is not None else "")
+        began = time.monotonic()
         with _explained(model_id, commit, lambda: _what_else(model_id, commit)):
-            path = hf_hub_download(model_id, name, revision=commit)
-        elapsed = time.monotonic() - started
-        rest = elapsed / (done + 1) * (len(names) - done - 1)
-        size = Path(path).stat().st_size / 1e6
-        logger.info("Downloaded %s (%.1f MB); %.0f s so far, about %.0f s left", name, size, elapsed, rest)
+            path = download_file(model_id, name, commit, directory.parent.parent, size)
+        now = time.monotonic()
+        logger.info("Downloaded %s in %s.", path, timedelta(seconds=int(now - began)))
+        rest = (now - started) / (done + 1) * (len(names) - done - 1)
+        logger.info("Download: [%d/%d] -- ETA: %s", done + 1, len(names), timedelta(seconds=int(rest)))
 
 
 def _weight_names(directory: Path) -> list[str]:
@@ -154,12 +191,21 @@ def _explained(
         status = error.response.status_code if error.response is not None else None
         if status == 404:
             raise ModelError(f"{name} has no safetensors{instead()}", rule="weights_missing") from error
-        hint = ": it does not accept HF_TOKEN; set it to a valid token, or unset it" if status == 401 else ""
         raise ModelError(
-            f"{name}: the hub answered {status or error}{hint}", rule="download_failed"
+            f"{name}: the hub answered {status or error}{_REMEDIES.get(status, '')}", rule="download_failed"
         ) from error
-    except OSError as error:
-        raise ModelError(f"{name} could not be downloaded: {error}", rule="download_failed") from error
+    except (OSError, RuntimeError, XetError, XetDownloadError) as error:  # the compiled clients' errors too
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        hint = "; --huggingface-hub-cache may name a larger disk" if full else "; starting again resumes it"
+        raise ModelError(f"{name} could not be downloaded: {error}{hint}", rule="download_failed") from error
+
+
+#: By HTTP status, behind "the hub answered".
+_REMEDIES: Mapping[int | None, str] = {
+    401: ": it does not accept HF_TOKEN; set it to a valid token, or unset it",
+    403: ": HF_TOKEN may not read this model; give the token that right, or take another one",
+    429: ": too many requests from here; wait a while, or set HF_TOKEN",
+}
 
 
 def _name(model_id: str, revision: str | None) -> str:
@@ -169,7 +215,8 @@ def _name(model_id: str, revision: str | None) -> str:
 def _why(error: LocalEntryNotFoundError) -> str:
     cause = error.__cause__
     if cause is None or isinstance(cause, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids to fetch it"
+        return "HF_HUB_OFFLINE forbids to fetch it: unset it, or fill the cache before"
     if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-        return f"the hub answered {cause.response.status_code}"
-    return f"the hub cannot be reached ({type(cause).__name__})"
+        status = cause.response.status_code
+        return f"the hub answered {status}{_REMEDIES.get(status, '')}"
+    return f"the hub cannot be reached ({type(cause).__name__}): check the network, a proxy, and HF_ENDPOINT"

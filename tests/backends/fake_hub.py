@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,29 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """Repositories by id, what each shall fail with, and the files that were fetched."""
+    """Repositories by id, what each shall fail with, and the files that were fetched.
+
+    ``cuts``: for each answer with weights in turn, after how many bytes the connection breaks. ``stalled`` is
+    set where an answer with weights waits for ``go_on``, if ``stall`` is set. ``ranges`` is what was asked
+    for in parts; ``tokens`` what was shown; ``token``, if set, must be shown.
+    """
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     failures: dict[str, tuple[int, str]] = field(default_factory=dict)
+    pipeline_tags: dict[str, str] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    token: str | None = None
+    tokens: set[str | None] = field(default_factory=set)
+    stall: bool = False
+    stalled: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, path: str, token: str | None = None) -> tuple[int, dict[str, str], bytes]:
+        self.tokens.add(token)
+        if self.token is not None and token != f"Bearer {self.token}":
+            return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
         api = re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path)
         file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
         match = api or file
@@ -38,8 +55,11 @@ class Hub:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         files = self.repositories[model_id]
         if api:
-            siblings = [{"rfilename": name} for name in files]
-            return 200, {}, json.dumps({"id": model_id, "sha": COMMIT, "siblings": siblings}).encode()
+            siblings = [{"rfilename": name, "size": len(body)} for name, body in files.items()]
+            about: dict[str, object] = {"id": model_id, "sha": COMMIT, "siblings": siblings}
+            if model_id in self.pipeline_tags:
+                about["pipeline_tag"] = self.pipeline_tags[model_id]
+            return 200, {}, json.dumps(about).encode()
         if match[3] not in files:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
         self.fetched.append(match[3])
@@ -53,13 +73,31 @@ def serving(hub: Hub) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, headers, body = hub.answer(self.path.partition("?")[0])
+            path = self.path.partition("?")[0]
+            status, headers, body = hub.answer(path, self.headers.get("Authorization"))
+            if status == 200 and (part := self.headers.get("Range")):
+                hub.ranges.append(part)
+                start = int(part.removeprefix("bytes=").rstrip("-"))
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                status, body = 206, body[start:]
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                self.send_body(body, weights=path.endswith(".safetensors"))
+
+        def send_body(self, body: bytes, *, weights: bool) -> None:
+            if weights and hub.stall:
+                hub.stalled.set()
+                hub.go_on.wait()
+            if weights and hub.cuts:
+                self.wfile.write(body[: hub.cuts.pop(0)])
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.wfile.write(body)
 
         do_HEAD = do_GET  # noqa: N815 http.server's name
 
@@ -72,6 +110,7 @@ def serving(hub: Hub) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,12 +75,14 @@ def test_the_config_comes_without_weights_and_the_weights_without_pickles(hub: H
 
 
 def test_what_is_in_the_cache_is_not_fetched_again_even_without_a_hub(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     found = find("org/model")
     hub.fetched.clear()
     assert find("org/model") == found
     assert hub.fetched == []
+    assert "Files are already present on the host. Skipping download." in caplog.text
     point_at("http://127.0.0.1:1", tmp_path, monkeypatch)
     assert find("org/model") == found
 
@@ -90,7 +93,10 @@ def test_exactly_the_shards_of_the_index_are_fetched(hub: Hub, caplog: pytest.Lo
         found = find("org/big", "v1")
     names = {p.name for p in found.path.glob("*.safetensors")}
     assert names == {"model-1.safetensors", "model-2.safetensors"}
-    assert "(2 of 2)" in caplog.text
+    lines = [record.getMessage() for record in caplog.records]
+    assert "Download file: model-1.safetensors (0.0 MB)" in lines
+    assert "Download: [2/2] -- ETA: 0:00:00" in lines
+    assert any(re.fullmatch(r"Downloaded .*/model-2\.safetensors in 0:00:\d\d\.", line) for line in lines)
 
 
 def test_code_is_fetched_only_for_those_who_trust_it(hub: Hub) -> None:
@@ -121,6 +127,34 @@ def test_a_failing_hub_is_named_with_its_status(hub: Hub) -> None:
     error = refused(lambda: find("org/model"))
     assert error.rule == "download_failed"
     assert "500" in str(error)
+
+
+def test_what_the_hub_says_the_model_is_for_comes_with_it(hub: Hub) -> None:
+    assert find("org/model").pipeline_tag is None
+    hub.pipeline_tags["org/model"] = "text-generation"
+    assert find("org/model").pipeline_tag == "text-generation"
+    assert find("org/model", config_only=True).pipeline_tag is None
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(403, ["403", "may not read"]), (429, ["429", "too many requests"])]
+)
+def test_a_refusal_comes_with_its_remedy(hub: Hub, status: int, words: list[str]) -> None:
+    hub.failures["org/model"] = (status, "")
+    error = refused(lambda: find("org/model"))
+    assert error.rule == "download_failed"
+    for word in [*words, "HF_TOKEN"]:
+        assert word in str(error)
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_the_token_of_the_environment_is_shown_to_the_hub(
+    hub: Hub, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "hf_secret")
+    hub.token = "hf_secret"
+    assert find("org/model").revision == COMMIT
+    assert hub.tokens == {"Bearer hf_secret"}
 
 
 def test_a_token_that_is_not_accepted_is_named(hub: Hub) -> None:
@@ -184,17 +218,21 @@ def test_an_index_that_cannot_be_followed_is_refused(hub: Hub, index: bytes) -> 
 
 
 def test_the_program_prints_the_path_and_the_commit_last(
-    hub: Hub, capsys: pytest.CaptureFixture[str]
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(download_weights.logs, "setup", lambda **_: None)
     assert download_weights.main(["org/model", "--config-only"]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["revision"] == COMMIT
-    assert sorted(last) == ["path", "revision"]
+    assert sorted(last) == ["path", "pipeline_tag", "revision"]
     assert (Path(last["path"]) / "config.json").is_file()
     assert not (Path(last["path"]) / "model.safetensors").exists()
 
 
-def test_the_program_fails_with_the_reason_last(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_fails_with_the_reason_last(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_weights.logs, "setup", lambda **_: None)
     assert download_weights.main(["org/nothing", "--json-output"]) == 1
     captured = capsys.readouterr()
     assert "org/nothing" in captured.err.splitlines()[-1]
