@@ -16,7 +16,7 @@ DOCKER ?= docker
 TARGET ?= neuron
 IMAGE ?= neuronx-tgi:$(VERSION)$(if $(filter cpu,$(TARGET)),-cpu)
 
-.PHONY: help install run test lint protos integration-test bench constraints neuronx-tgi clean
+.PHONY: help install run test test-clients lint protos integration-test bench constraints neuronx-tgi clean
 .DEFAULT_GOAL := help
 
 # A .venv that was moved here (its scripts name the old place), or whose Python is gone, is made anew.
@@ -65,6 +65,20 @@ test: install  ## unit and integration tests (ARGS='...' reach pytest)
 
 integration-test: install  ## only the tests with real processes, sockets and clients
 	$(BIN)/python -m pytest integration-tests $(ARGS)
+
+# The newest clients do not go with the server's own packages, so they have an environment of their own; the one for
+# Node comes from npm. Everything is pinned, hence --no-deps.
+CLIENTS := integration-tests/clients
+test-clients: install build/clients/installed  ## published clients (openai, litellm, Node ...) against a real server
+	$(BIN)/python $(CLIENTS)/matrix.py
+
+build/clients/installed: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.json
+	@command -v npm >/dev/null || { echo "make test-clients: needs node and npm (on Debian: apt-get install npm)" >&2; exit 1; }
+	@$(BIN)/python -m venv --clear build/clients
+	@echo "  installing the clients into build/clients and $(CLIENTS)/node_modules"
+	@build/clients/bin/python -m pip install $(QUIET) --no-deps --no-compile --requirement $(CLIENTS)/requirements.txt
+	@cd $(CLIENTS) && npm ci --silent --no-audit --no-fund
+	@touch $@
 
 lint: install  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
