@@ -58,15 +58,20 @@ def connect(endpoint: str, service_name: str, program: str) -> OtlpTracer:
     exporter_log = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
     exporter_log.setLevel(logging.ERROR)  # what is a warning there is tried again
     exporter_log.addFilter(_NowAndThen())
-    provider = TracerProvider(
-        sampler=ALWAYS_ON,
-        resource=Resource.create({SERVICE_NAME: service_name}),
-        shutdown_on_exit=False,  # it would wait for 30 s; ``close`` does not
-    )
+    provider = new_provider(service_name)
     scheme = "https" if address.secure else "http"
     exporter = OTLPSpanExporter(f"{scheme}://{address.authority}", insecure=not address.secure)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return OtlpTracer(provider, program)
+
+
+def new_provider(service_name: str) -> TracerProvider:
+    """Samples everything, as TGI. It is nobody's default: FastAPI, for one, would export spans of its own."""
+    return TracerProvider(
+        sampler=ALWAYS_ON,
+        resource=Resource.create({SERVICE_NAME: service_name}),
+        shutdown_on_exit=False,  # it would wait for 30 s; ``close`` does not
+    )
 
 
 class OtlpTracer:

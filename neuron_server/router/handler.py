@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import orjson
 from starlette.requests import Request
@@ -18,8 +17,9 @@ from neuron_server.router.durations import human
 from neuron_server.router.tgi_schema import GenerateParameters
 from neuron_server.tracing import NO_SPAN, Span
 
-#: Where the middleware leaves the ``Trace`` of a request, in its ASGI scope.
-_SCOPE_KEY = "neuronx_tgi.trace"
+#: Where a request's ASGI scope holds its ``Trace``, if it is traced, and its innermost ``Handler``.
+_TRACE = "neuronx_tgi.trace"
+_HANDLER = "neuronx_tgi.handler"
 
 #: What TGI calls the place of these lines; log pipelines filter by it.
 _TARGET = "text_generation_router::server"
@@ -37,7 +37,7 @@ class Trace:
 
     def put(self, scope: Scope) -> None:
         """Make ``begin`` find it."""
-        scope[_SCOPE_KEY] = self
+        scope[_TRACE] = self
 
     def add(self, span: Span) -> Span:
         """A handler's span."""
@@ -64,21 +64,15 @@ class Handler:
     span: Span = NO_SPAN
     tells_parameters: bool = True
     within: tuple[str, ...] = ()
-    trace: Trace | None = None
-
-    def call(self, name: str, *, tells_parameters: bool = True) -> Handler:
-        """This handler hands the request to another one."""
-        span = NO_SPAN if self.trace is None else self.trace.add(self.span.child(name))
-        return Handler(name, span, tells_parameters, (*self.within, self.name), self.trace)
 
     def began(self, parameters: GenerateParameters) -> None:
         """What is asked for is known."""
-        if self.trace is not None and self.tells_parameters:
+        if self.span is not NO_SPAN and self.tells_parameters:
             self.span.set({"parameters": debug_text(parameters)})
 
     def succeeded(self, ending: Ending) -> None:
         """A generation of this handler ended well; of several, the last one's times stay on the span."""
-        if self.trace is not None:
+        if self.span is not NO_SPAN:
             self.span.set(_times(ending))
 
     def log_extra(self, parameters: GenerateParameters, ending: Ending | None = None) -> dict[str, object]:
@@ -97,10 +91,18 @@ UNTRACED = Handler("generate")
 
 
 def begin(request: Request, name: str, *, tells_parameters: bool = True) -> Handler:
-    """To be called first in a handler. Its span is below the HTTP span, and ends with the response."""
-    trace: Trace | None = request.scope.get(_SCOPE_KEY)
-    span = NO_SPAN if trace is None else trace.add(trace.span.child(name))
-    return Handler(name, span, tells_parameters, (), trace)
+    """To be called first in a handler, or where one handler hands the request to another one.
+
+    Its span is below the outer handler's, or the HTTP span, and ends with the response.
+    """
+    trace: Trace | None = request.scope.get(_TRACE)
+    outer: Handler | None = request.scope.get(_HANDLER)
+    span = NO_SPAN
+    if trace is not None:
+        span = trace.add((trace.span if outer is None else outer.span).child(name))
+    within = () if outer is None else (*outer.within, outer.name)
+    handler = request.scope[_HANDLER] = Handler(name, span, tells_parameters, within)
+    return handler
 
 
 def _times(ending: Ending) -> dict[str, str]:
@@ -133,10 +135,7 @@ def debug_text(parameters: GenerateParameters) -> str:
 def _options(model: type[GenerateParameters]) -> dict[str, bool]:
     """The fields in their order; whether each may be absent."""
     hints = get_type_hints(model)
-    return {
-        name: get_origin(hints[name]) is UnionType and type(None) in get_args(hints[name])
-        for name in model.model_fields
-    }
+    return {name: type(None) in get_args(hints[name]) for name in model.model_fields}
 
 
 def _debug(value: Any, *, option: bool) -> str:  # Any: a grammar holds any JSON value

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from neuron_server.router.answer import Answer, Ending, Piece, Token
 from neuron_server.router.disconnect import WhileConnected
 from neuron_server.router.generation import Call, Generation
+from neuron_server.router.handler import begin
 from neuron_server.router.headers import compute_headers, one_shot_headers
 from neuron_server.router.json_body import Document, parse, read_body
 from neuron_server.router.json_reply import Json, dump, f32
@@ -32,15 +33,17 @@ def add_routes(app: FastAPI, service: GenerationService) -> None:
 
     @app.post("/generate")
     async def generate(request: Request) -> Response:
-        started_s = time.monotonic()
+        started_s, handler = time.monotonic(), begin(request, "generate")
         body = await read(request, GenerateRequest, service.config.payload_limit)
-        return await _generate(service, request, Call(body.inputs, body.parameters, started_s))
+        call = Call(body.inputs, body.parameters, started_s, handler=handler)
+        return await _generate(service, request, call)
 
     @app.post("/generate_stream")
     async def generate_stream(request: Request) -> Response:
-        started_s = time.monotonic()
+        started_s, handler = time.monotonic(), begin(request, "generate_stream")
         body = await read(request, GenerateRequest, service.config.payload_limit)
-        return await _stream(service, request, Call(body.inputs, body.parameters, started_s))
+        call = Call(body.inputs, body.parameters, started_s, handler=handler)
+        return await _stream(service, request, call)
 
     @app.post("/")
     async def compat_generate(request: Request) -> Response:
@@ -51,12 +54,14 @@ def add_routes(app: FastAPI, service: GenerationService) -> None:
 async def compat(service: GenerationService, request: Request, body: CompatGenerateRequest) -> Response:
     """The answer of ``/``, and of a platform that takes its body: a list of one, or a stream."""
     started_s = time.monotonic()
+    begin(request, "compat_generate", tells_parameters=False)
+    handler = begin(request, "generate_stream" if body.stream else "generate")
     parameters = body.parameters
     if parameters.return_full_text is None:
         # TGI's default here for a text-generation model, and for one whose kind nobody knows
         full = service.config.pipeline_tag in (None, "text-generation")
         parameters = parameters.model_copy(update={"return_full_text": full})
-    call = Call(body.inputs, parameters, started_s)
+    call = Call(body.inputs, parameters, started_s, handler=handler)
     if body.stream:
         return await _stream(service, request, call)
     return await _generate(service, request, call, as_list=True)

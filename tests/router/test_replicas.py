@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
+from recorded_spans import Recorder, events
 
 from neuron_server.backend import BackendInfo
 from neuron_server.errors import GenerationError, GeneratorLostError, UnavailableError
@@ -222,3 +224,30 @@ async def test_waiting_for_a_replica_ends_with_the_set():
 def test_a_set_needs_a_replica():
     with pytest.raises(ValueError, match="at least one"):
         ReplicaSet([])
+
+
+async def test_each_submission_is_a_span_and_the_second_says_why():
+    recorder = Recorder()
+    replicas = ReplicaSet([FakeReplica(lost_at=2), FakeReplica(batch_size=1)], tracer=recorder.tracer)
+    above = recorder.tracer.start("above")
+    request = replace(REQUEST, traceparent=above.traceparent)
+    assert len(await collect(replicas, request)) == 6
+    above.end()
+    name = "/neuronx_tgi.v1.Generator/Generate"
+    assert recorder.tree() == {"above": {name: {}, f"{name}#2": {}}}
+    lost, resumed = recorder.named(name)
+    assert lost.status.description == "killed"
+    assert events(resumed) == ["resumed"]
+    assert resumed.events[0].attributes == {"reason": "killed", "tokens": 2}
+
+
+async def test_the_generator_is_told_of_the_submission_s_span():
+    recorder = Recorder()
+    replica = FakeReplica()
+    above = recorder.tracer.start("above")
+    request = replace(REQUEST, traceparent=above.traceparent)
+    async with aclosing(ReplicaSet([replica], tracer=recorder.tracer).stream(request)) as stream:
+        await anext(stream)
+    span = recorder.one("/neuronx_tgi.v1.Generator/Generate")
+    assert replica.requests[0].traceparent.split("-")[2] == f"{span.context.span_id:016x}"
+    assert events(span) == ["cancelled"]  # by whoever asked
