@@ -14,11 +14,15 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    GetJsonSchemaHandler,
     PlainValidator,
     ValidationError,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from neuron_server.router.documented import INLINE, Named, ShownAs, documented, told
 from neuron_server.router.serde import (
     F32,
     U32,
@@ -31,13 +35,29 @@ from neuron_server.router.serde import (
     no_variant,
     refused,
 )
-from neuron_server.router.tgi_schema import GrammarType
+from neuron_server.router.tgi_schema import GrammarType, JsonSchemaConfig
 
 #: A JSON value of any shape: nothing here looks into it.
 JsonValue = Any
 
 #: Newer clients of OpenAI send the second name.
-MaxTokens = Annotated[U32 | None, Field(validation_alias=AliasChoices("max_tokens", "max_completion_tokens"))]
+MaxTokens = Annotated[
+    U32 | None,
+    Field(validation_alias=AliasChoices("max_tokens", "max_completion_tokens")),
+    told("Generate at most this many tokens. Without it, as many as there is room for.", default=None),
+]
+Model = Annotated[str | None, told("Any name: one model is served.")]
+FrequencyPenalty = Annotated[
+    F32 | None, told("Lowers a token's logit by this for each time it was generated. From -2 to 2.")
+]
+Seed = Annotated[U64 | None, told("The same seed draws the same tokens.", example=42)]
+Stream = Annotated[bool, told("Answer with a stream of chunks, closed by `[DONE]`.")]
+Temperature = Annotated[
+    F32 | None, told("Divides the logits: below 1 likely tokens become likelier. 0 takes the likeliest.")
+]
+TopP = Annotated[
+    F32 | None, told("Draw from the likeliest tokens that together have this probability.", example=0.95)
+]
 
 # -- messages ------------------------------------------------------------------------------------------------
 
@@ -51,6 +71,8 @@ class Url(Schema):
 class TextChunk(Schema):
     """A piece of a message's text."""
 
+    model_config = INLINE
+
     type: Literal["text"]
     text: str
 
@@ -58,12 +80,14 @@ class TextChunk(Schema):
 class ImageChunk(Schema):
     """An image in a message. Text models see it as the markdown ``![](url)``."""
 
+    model_config = INLINE
+
     type: Literal["image_url"]
     image_url: Url
 
 
-MessageChunk = Annotated[TextChunk | ImageChunk, Field(discriminator="type")]
-MessageContent = str | Annotated[list[MessageChunk], FailFast()]
+MessageChunk = Annotated[TextChunk | ImageChunk, Field(discriminator="type"), Named("MessageChunk")]
+MessageContent = Annotated[str | Annotated[list[MessageChunk], FailFast()], Named("MessageContent")]
 
 
 class FunctionDefinition(Schema):
@@ -82,6 +106,28 @@ class ToolCall(Schema):
     function: FunctionDefinition
 
 
+class _Content(Schema):
+    model_config = INLINE
+
+    content: MessageContent
+
+
+class _Calls(Schema):
+    model_config = INLINE
+
+    tool_calls: list[ToolCall]
+
+
+class _Author(Schema):
+    model_config = INLINE
+
+    role: str
+    name: str | None = None
+
+
+_MessageForm = ShownAs(Annotated[_Content | _Calls, Named("MessageBody")], _Author)
+
+
 class Message(Schema):
     """One message: ``content``, or else ``tool_calls``; exactly one of them is not ``None``.
 
@@ -98,6 +144,12 @@ class Message(Schema):
         if self.content is None and self.tool_calls is None:
             raise no_variant("MessageBody")
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return _MessageForm.__get_pydantic_json_schema__(schema, handler)
 
 
 # -- tools ---------------------------------------------------------------------------------------------------
@@ -118,6 +170,8 @@ class FunctionName(Schema):
 
 class NamedToolChoice(Schema):
     """The one function that must be called."""
+
+    model_config = INLINE
 
     type: Literal["function"]
     function: FunctionName
@@ -145,9 +199,17 @@ def _tool_choice(value: object) -> ToolChoice:
         raise no_variant("ToolChoice") from None
 
 
+_ToolChoiceForm = Annotated[
+    Annotated[Literal["auto"], told("The model chooses between words and calls.")]
+    | Annotated[Literal["none"], told("The model may not call.")]
+    | Annotated[Literal["required"], told("The model must call.")]
+    | NamedToolChoice,
+    Named("ToolChoice"),
+]
+
 #: As it stands in a body it is JSON; from here on it is a ``ToolChoice``.
 ToolChoiceField = Annotated[
-    ToolChoice, PlainValidator(_tool_choice, json_schema_input_type=str | NamedToolChoice | None)
+    ToolChoice, PlainValidator(_tool_choice, json_schema_input_type=_ToolChoiceForm | None)
 ]
 
 
@@ -158,7 +220,10 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Stop = Annotated[Strings, BeforeValidator(_one_or_many)]
+Stop = Annotated[
+    Annotated[Strings, BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None,
+    told("End the generation when it contains one of these."),
+]
 
 
 def _response_format(value: object) -> object:
@@ -175,37 +240,59 @@ def _response_format(value: object) -> object:
     return value
 
 
-ResponseFormat = Annotated[GrammarType | None, BeforeValidator(_response_format)]
+class _OpenAIJsonSchema(Schema):
+    model_config = INLINE
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaConfig
+
+
+class _OpenAIJsonObject(Schema):
+    model_config = INLINE
+
+    type: Literal["json_object"]
+
+
+class _OpenAIText(Schema):
+    model_config = INLINE
+
+    type: Literal["text"]
+
+
+_ResponseForm = GrammarType | _OpenAIJsonSchema | _OpenAIJsonObject | _OpenAIText
+ResponseFormat = Annotated[
+    GrammarType | None, BeforeValidator(_response_format, json_schema_input_type=_ResponseForm | None)
+]
 
 
 class StreamOptions(Schema):
     """``include_usage`` asks for one more chunk, with the counts."""
 
-    include_usage: bool = False
+    include_usage: Annotated[bool, told("End with a chunk that has the usage and no choices.")] = False
 
 
 class ChatRequest(Schema):
     """Body of ``/v1/chat/completions`` and ``/chat_tokenize``. ``n`` and ``logit_bias`` have no effect."""
 
-    messages: Annotated[list[Message], FailFast()]
-    model: str | None = None
-    frequency_penalty: F32 | None = None
-    logit_bias: Annotated[list[F32], FailFast()] | None = None
-    logprobs: bool | None = None
-    top_logprobs: U32 | None = None
+    messages: Annotated[list[Message], FailFast()] = told("The conversation so far.")
+    model: Model = None
+    frequency_penalty: FrequencyPenalty = None
+    logit_bias: Annotated[Annotated[list[F32], FailFast()] | None, told("Without effect.")] = None
+    logprobs: Annotated[bool | None, told("Answer with the tokens' log-probabilities.")] = None
+    top_logprobs: Annotated[U32 | None, told("Tell the likeliest tokens of each step, this many.")] = None
     max_tokens: MaxTokens = None
-    n: U32 | None = None
-    presence_penalty: F32 | None = None
-    response_format: ResponseFormat = None
-    seed: U64 | None = None
-    stop: Stop | None = None
-    stream: bool = False
-    temperature: F32 | None = None
-    top_p: F32 | None = None
-    tools: Annotated[list[Tool], FailFast()] | None = None
-    tool_prompt: str | None = None
-    tool_choice: ToolChoiceField = ToolChoice()
-    stream_options: StreamOptions = StreamOptions()
+    n: Annotated[U32 | None, told("Without effect: there is one choice.")] = None
+    presence_penalty: Annotated[F32 | None, told("This plus 2 is the repetition penalty.")] = None
+    response_format: ResponseFormat = documented(None, "A constraint on the answer. Not with tools.")
+    seed: Seed = None
+    stop: Stop = None
+    stream: Stream = False
+    temperature: Temperature = None
+    top_p: TopP = None
+    tools: Annotated[Annotated[list[Tool], FailFast()] | None, told("What the model may call.")] = None
+    tool_prompt: Annotated[str | None, told("How to call, told to the model behind the tools.")] = None
+    tool_choice: Annotated[ToolChoiceField, told("Whether to call, and what.", default="auto")] = ToolChoice()
+    stream_options: Annotated[StreamOptions, told("What a stream also tells.")] = StreamOptions()
 
 
 def _not_empty(prompts: list[str]) -> list[str]:
@@ -215,20 +302,28 @@ def _not_empty(prompts: list[str]) -> list[str]:
 
 
 #: One text or several; a list in any case, of one or more.
-Prompt = Annotated[Strings, BeforeValidator(_one_or_many), Untagged("Prompt"), AfterValidator(_not_empty)]
+Prompt = Annotated[
+    Strings,
+    BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+    Untagged("Prompt"),
+    AfterValidator(_not_empty),
+    Named("Prompt"),
+]
 
 
 class CompletionRequest(Schema):
     """Body of ``/v1/completions``."""
 
-    prompt: Prompt
-    model: str | None = None
+    prompt: Prompt = told("One text, or several at once.")
+    model: Model = None
     max_tokens: MaxTokens = None
-    temperature: F32 | None = None
-    top_p: F32 | None = None
-    stream: bool = False
-    seed: U64 | None = None
-    suffix: str | None = None
-    repetition_penalty: F32 | None = None
-    frequency_penalty: F32 | None = None
-    stop: Stop | None = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    stream: Stream = False
+    seed: Seed = None
+    suffix: Annotated[str | None, told("Not served: any text here is refused.")] = None
+    repetition_penalty: Annotated[
+        F32 | None, told("Makes tokens that are there already less likely; 1 changes nothing.")
+    ] = None
+    frequency_penalty: FrequencyPenalty = None
+    stop: Stop = None
