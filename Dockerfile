@@ -1,15 +1,18 @@
-# Two images, one wheel: `cpu` (no accelerator) and `neuron` (AWS Inferentia2).
+# One wheel, three images: `cpu` (no accelerator), `neuron` (AWS Inferentia2), and `sagemaker`, which is `neuron`
+# (or, with --build-arg SAGEMAKER_BASE=cpu, `cpu`) as SageMaker runs it.
 #
 #   docker build --target neuron --tag neuronx-tgi .        make neuronx-tgi
 #   docker build --target cpu --tag neuronx-tgi:cpu .       make neuronx-tgi TARGET=cpu
 #   docker run IMAGE --help                                 lists the service parameters
 #
-# docs/image.md tells how to run them. COPY rather than RUN --mount: Buildah does not notice when what is mounted
+# docs/image.md tells how to run them, docs/platforms.md where. COPY rather than RUN --mount: Buildah does not notice when what is mounted
 # from another stage has changed, and would leave an old wheel in place.
 
 # Where torch without CUDA comes from: with PyPI's own build an image is several gigabytes larger, for nothing.
 # Empty: whatever index pip is set up for.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# What `sagemaker` is made of.
+ARG SAGEMAKER_BASE=neuron
 
 
 # -- what pip is asked for, read from pyproject.toml; apart from the code, so that a change there leaves the
@@ -144,3 +147,19 @@ LABEL org.opencontainers.image.title="neuronx-tgi" \
       org.opencontainers.image.description="Text-generation server that speaks the TGI API on AWS Inferentia2" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version=$VERSION
+
+
+# -- the same as SageMaker runs it: port 8080, its names of the variables, and the one disk that is large there.
+#    It wants root, which `cpu` is not.
+FROM ${SAGEMAKER_BASE} AS sagemaker
+# hadolint ignore=DL3002
+USER 0
+ENV PORT=8080 \
+    HUGGINGFACE_HUB_CACHE=/tmp
+EXPOSE 8080
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
+ENTRYPOINT ["sagemaker-entrypoint"]
+
+
+# -- what a build without --target makes, as it makes the last stage
+FROM neuron AS default

@@ -26,22 +26,28 @@ def child_environment(parameters: Parameters, environ: Mapping[str, str]) -> dic
 
     ``COMPUTE_TYPE`` is what the header ``x-compute-type`` shows; TGI's own default names a GPU.
     """
-    secrets = {flag.variable for flag in FLAGS if flag.secret}
-    env = {name: value for name, value in environ.items() if name not in secrets}
+    env = hub_environment(environ)
     env[PARENT_PID_VARIABLE] = str(os.getpid())
     # A pipe makes Python buffer its output, and the last words of a crash would be lost in it.
     env["PYTHONUNBUFFERED"] = "1"
-    env.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     backend = parameters.text("backend")
     env.setdefault("COMPUTE_TYPE", "1-cpu" if backend in (None, "auto") else f"1-{backend}")
+    if cache := parameters.text("huggingface_hub_cache"):
+        # The newer name wins in huggingface_hub, so a flag must set it too.
+        env.update(HUGGINGFACE_HUB_CACHE=cache, HF_HUB_CACHE=cache)
+    return env
+
+
+def hub_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without our secrets, and with the hub client's settings as TGI spells them."""
+    secrets = {flag.variable for flag in FLAGS if flag.secret}
+    env = {name: value for name, value in environ.items() if name not in secrets}
+    env.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if token := environ.get("HF_API_TOKEN"):
         env["HF_TOKEN"] = token
     if env.get("HF_HUB_ENABLE_HF_TRANSFER") and importlib.util.find_spec("hf_transfer") is None:
         # TGI's images set it; without that package the hub client would refuse every download.
         del env["HF_HUB_ENABLE_HF_TRANSFER"]
-    if cache := parameters.text("huggingface_hub_cache"):
-        # The newer name wins in huggingface_hub, so a flag must set it too.
-        env.update(HUGGINGFACE_HUB_CACHE=cache, HF_HUB_CACHE=cache)
     return env
 
 

@@ -1,7 +1,8 @@
-"""What can be said of the two images without building them; hadolint, in ``make lint``, says the rest."""
+"""What can be said of the images without building them; hadolint, in ``make lint``, says the rest."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -78,8 +79,28 @@ def stages() -> dict[str, Stage]:
     return found
 
 
-def test_there_are_two_targets_and_neuron_is_the_default_because_it_is_last(stages):
-    assert tuple(stages) == (*BUILD_STAGES, *TARGETS)
+def test_there_are_three_targets_and_neuron_is_the_default_because_it_is_last(stages):
+    assert tuple(stages) == (*BUILD_STAGES, *TARGETS, "sagemaker", "default")
+    assert stages["default"].base == "neuron"
+    assert not stages["default"].instructions
+
+
+def test_the_sagemaker_image_is_the_neuron_one_as_sagemaker_runs_it(stages):
+    stage = stages["sagemaker"]
+    assert stage.base == "${SAGEMAKER_BASE}"
+    assert "ARG SAGEMAKER_BASE=neuron\n" in (ROOT / "Dockerfile").read_text()
+    assert json.loads(stage.one("ENTRYPOINT")) == ["sagemaker-entrypoint"]
+    assert stage.env() == {"PORT": "8080", "HUGGINGFACE_HUB_CACHE": "/tmp"}
+    assert (stage.one("EXPOSE"), stage.one("USER")) == ("8080", "0")
+    assert not stage.all("RUN")
+
+
+def test_what_the_images_run_are_console_scripts_that_exist(stages):
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for target in (*TARGETS, "sagemaker"):
+        module, _, function = scripts[json.loads(stages[target].one("ENTRYPOINT"))[0]].partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_the_bases_are_debian_bookworm_and_the_ubuntu_that_aws_packages_for(stages):
