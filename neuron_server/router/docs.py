@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -34,8 +34,14 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/docs", page, methods=["GET", "HEAD"])
     app.add_api_route("/docs/", page_with_slash, methods=["GET", "HEAD"])
     for name, media_type in _ASSETS.items():
-        asset = functools.partial(FileResponse, swagger_ui_path / name, media_type=media_type)
-        app.add_api_route(f"/docs/{name}", asset, methods=["GET", "HEAD"], response_class=FileResponse)
+        app.add_api_route(f"/docs/{name}", _asset(name, media_type), methods=["GET", "HEAD"])
+
+
+def _asset(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def asset() -> Response:
+        return FileResponse(swagger_ui_path / name, media_type=media_type)
+
+    return asset
 
 
 def _page(*, assets: str, root: str) -> Response:
