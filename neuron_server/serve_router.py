@@ -28,6 +28,7 @@ from neuron_server.tracing import NO_TRACER, Tracer, parse_endpoint
 if TYPE_CHECKING:
     from neuron_server.router.replicas import ReplicaSet
     from neuron_server.router.service import GenerationService
+    from neuron_server.text.chat import ChatTemplate
     from neuron_server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("neuron_server.router")
@@ -97,8 +98,13 @@ async def serve(config: RouterConfig, listener: socket.socket) -> int:
     from neuron_server.wire.client import GeneratorClient
 
     tracer = _tracer(config)
-    generators = ReplicaSet([GeneratorClient(path) for path in config.shard_uds_paths], tracer=tracer)
-    service = GenerationService(config, generators, Metrics(config))
+    metrics = Metrics(config)
+    clients = [
+        GeneratorClient(path, on_passes=metrics.batch.passes, on_lost=metrics.generator_losses.inc)
+        for path in config.shard_uds_paths
+    ]
+    generators = ReplicaSet(clients, tracer=tracer, on_resubmit=metrics.resubmissions.inc)
+    service = GenerationService(config, generators, metrics)
     app = build_app(service)
     server = Server(HttpSpans(app, tracer) if tracer.enabled else app)
     stop = asyncio.Event()
@@ -129,17 +135,19 @@ def _tracer(config: RouterConfig) -> Tracer:
 async def _open(
     config: RouterConfig, service: GenerationService, generators: ReplicaSet, listening: asyncio.Event
 ) -> None:
-    """Load the tokenizer beside the generators' loading, and begin to serve when both are there."""
+    """Load what text needs beside the generators' loading, and begin to serve when all are there."""
 
-    def load_tokenizer() -> Tokenizer:
-        from neuron_server.text.tokenizer import load
+    def load_text() -> tuple[Tokenizer, ChatTemplate | None]:
+        from neuron_server.text import chat_files, tokenizer
 
-        return load(config.tokenizer_path, trust_remote_code=config.trust_remote_code)
+        loaded = tokenizer.load(config.tokenizer_path, trust_remote_code=config.trust_remote_code)
+        template = chat_files.load(config.tokenizer_path, config_path=config.tokenizer_config_path)
+        return loaded, template
 
     await listening.wait()  # the first answer to /health must not wait for imports that hold the interpreter
-    tokenizer = await _in_daemon_thread(load_tokenizer)
+    loaded, template = await _in_daemon_thread(load_text)
     await generators.wait_ready()
-    service.open(tokenizer)
+    service.open(loaded, template)
     logger.info("Connected")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from neuron_server.config import RouterConfig
 from neuron_server.errors import NeuronTgiError, OverloadedError, UnavailableError
@@ -16,9 +18,12 @@ from neuron_server.router.replicas import Generators
 from neuron_server.router.together import together
 from neuron_server.router.validation import Validator, ValidRequest, check_best_of, check_stream_only
 from neuron_server.session import Phase
+from neuron_server.text.chat import ChatTemplate
 from neuron_server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 READY = "ready"
 
@@ -40,6 +45,8 @@ class GenerationService:
         self.metrics = metrics
         self._executor = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="tokenize")
         self._tokenizer: Tokenizer | None = None
+        #: The model's; ``None`` before ``open`` and for a model without one.
+        self.chat_template: ChatTemplate | None = None
         self._validator: Validator | None = None
         self._draining = False
         self._permits = 0
@@ -48,9 +55,10 @@ class GenerationService:
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    def open(self, tokenizer: Tokenizer) -> None:
+    def open(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None) -> None:
         """Begin to serve: the tokenizer is there, and a generator was ready."""
         self._tokenizer = tokenizer
+        self.chat_template = chat_template
         self._validator = Validator(self.config, tokenizer, self._executor)
 
     def drain(self) -> None:
@@ -84,7 +92,7 @@ class GenerationService:
 
     def stream(self, call: Call) -> Generation:
         """A generation for a streaming route; raises what is refused before a permit is taken."""
-        self._require_open()
+        self.require_open()
         self.metrics.count.inc()
         self._began(call)
         try:
@@ -96,7 +104,7 @@ class GenerationService:
 
     async def generate(self, call: Call) -> list[Answer]:
         """The answer; with best_of > 1 the best one first, then the others."""
-        self._require_open()
+        self.require_open()
         copies = max(call.parameters.best_of or 1, 1)
         check_best_of(copies, self.config.max_best_of)
         self.metrics.count.inc()
@@ -116,8 +124,35 @@ class GenerationService:
         self._succeeded(call, answers[best].ending)
         return [answers[best], *(answer for n, answer in enumerate(answers) if n != best)]
 
-    def _require_open(self) -> None:
-        """A restart is not refused: the request waits for the generator, its permit held."""
+    async def generate_all(self, calls: Sequence[Call]) -> list[tuple[int, Answer]]:
+        """The answer to each of ``calls`` with its position, in the order in which they were finished.
+
+        All are admitted before any begins, and the first one that is refused or fails ends them all.
+        """
+        generations = [self.stream(call) for call in calls]
+        finished: list[tuple[int, Answer]] = []
+
+        async def finish(position: int, generation: Generation) -> None:
+            finished.append((position, await fold(generation.pieces)))
+            await generation.close()  # its permit is for others while the rest goes on
+
+        try:
+            for generation in generations:
+                await generation.admit()
+            await together([finish(n, generation) for n, generation in enumerate(generations)])
+        finally:
+            for generation in generations:
+                await generation.close()
+        return finished
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, done beside the event loop by one of the threads that tokenize."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def require_open(self) -> None:
+        """Raises ``UnavailableError`` while there is nobody to serve, or nobody new.
+
+        A restart is not refused: the request waits for the generator, its permit held."""
         phase = self.phase
         if self._draining:
             raise UnavailableError("The server is draining: it finishes what it has and accepts nothing new")
@@ -154,9 +189,11 @@ class GenerationService:
         """A request in ids, or ``ValidationError``."""
         assert self._validator is not None
         valid = await self._validator.validate(
-            call.inputs, call.parameters, add_special_tokens=call.add_special_tokens
+            call.inputs,
+            call.parameters,
+            add_special_tokens=call.add_special_tokens,
+            on_length=self.metrics.input_length.observe,
         )
-        self.metrics.input_length.observe(valid.input_length)
         self.metrics.max_new_tokens.observe(valid.piece)
         return valid
 
