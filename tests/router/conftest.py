@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +54,7 @@ class ScriptedSource:
     """Answers with ``ids`` (cycled to ``max_new_tokens``), one event each; an exception among them is raised.
 
     ``gate`` holds every event back while it is not set. ``requests`` are what arrived, ``closed`` what left.
+    ``others`` answer for the prompts (ids) that they stand under.
     """
 
     script: Sequence[int | NeuronTgiError | type[EOFError]] = (72,)
@@ -66,7 +68,9 @@ class ScriptedSource:
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     queued: int = 3
     running: int = 2
+    free_slots: int = 0
     info: BackendInfo | None = None
+    others: dict[tuple[int, ...], ScriptedSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -75,6 +79,11 @@ class ScriptedSource:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         self.requests.append(request)
         self.arrived.set()
+        if (other := self.others.get(request.input_ids)) is not None:
+            async with contextlib.aclosing(other.stream(request)) as events:
+                async for event in events:
+                    yield event
+            return
         try:
             for n in range(request.max_new_tokens):
                 await asyncio.sleep(0)  # as a real source: never everything at once
@@ -114,6 +123,12 @@ class Harness:
     service: GenerationService
     source: ScriptedSource
     client: httpx.AsyncClient
+
+    def script(self, prompt: str, *script: int | NeuronTgiError | type[EOFError]) -> ScriptedSource:
+        """Answer this prompt so; returns the source of its own that does."""
+        ids = tuple(self.service.tokenizer.encode(prompt))
+        other = self.source.others[ids] = ScriptedSource(script)
+        return other
 
     async def generate(self, inputs: str = "Hello", path: str = "/generate", **parameters) -> httpx.Response:
         return await self.client.post(path, json={"inputs": inputs, "parameters": parameters})
