@@ -1,7 +1,7 @@
 """What an OpenAPI document states, one fact a line, and the comparison of ours with TGI's.
 
-``tgi_api.txt`` holds the facts of TGI 3.3's own document. ``python tests/router/openapi_facts.py FILE`` prints
-those of a document, and without an argument it prints the comparison.
+``tgi_api.txt`` holds the facts of TGI 3.3's own document. ``python tests/router/openapi_facts.py FILE``
+prints those of a document, and without an argument it prints the comparison.
 
 Facts leave out prose and examples, and how a thing is spelled. TGI writes defaults as strings (``"null"``,
 ``"1024"``) and exclusive bounds as numbers (``exclusiveMinimum: 0``), both wrong in OpenAPI 3.0. A reference

@@ -32,7 +32,7 @@ DIFFERENCES = {
     "Prompt": "TGI tells a list only; its code and ours take one string, too",
     "ChatRequest.response_format": "OpenAI's own spellings are taken, too",
     "ChatRequest.stream_options": "TGI tells that null is allowed; its code and ours refuse it",
-    "ToolChoice|3.type": "TGI does not tell that it is required; its code and ours refuse a choice without it",
+    "ToolChoice|3.type": "TGI does not tell of it; its code and ours refuse a choice without it",
     "SagemakerResponse|0": "TGI tells one answer; the code answers as `/` does, with a list of one",
     "GET /v1/models 200": "TGI tells one model; its code and ours answer with a list",
     "POST /generate_stream 422": _STATUS,
