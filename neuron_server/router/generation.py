@@ -12,6 +12,7 @@ from neuron_server.errors import IncompleteGenerationError, NeuronTgiError
 from neuron_server.event import FinishReason, TokenEvent, TokenSource
 from neuron_server.router.answer import Ending, Piece, Timings, Token
 from neuron_server.router.handler import UNTRACED, Handler
+from neuron_server.router.metrics import Metrics
 from neuron_server.router.tgi_schema import GenerateParameters
 from neuron_server.router.validation import ValidRequest
 from neuron_server.text.tokenizer import Tokenizer
@@ -38,6 +39,9 @@ class Host(Protocol):
 
     @property
     def source(self) -> TokenSource: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
 
     def take_permit(self) -> None: ...
 
@@ -82,7 +86,7 @@ class Generation:
         try:
             self._host.take_permit()
             self._permit = True
-            with self._span.child("validate"):
+            with self._span.child("validate", _asked(self._call)):
                 valid = await self._host.validate(self._call)
             self._valid = _traced(valid, self._span)
         except NeuronTgiError as error:
@@ -122,19 +126,24 @@ class Generation:
         self._host.failed(error, self._call)
 
     async def _run(self, valid: ValidRequest) -> AsyncGenerator[Piece, None]:
-        tokenizer = self._host.tokenizer
+        tokenizer, metrics = self._host.tokenizer, self._host.metrics
         transcript = Transcript(tokenizer, valid.request.input_ids, valid.stops)
-        queued_s = time.monotonic()
+        queued_s = previous_s = time.monotonic()
         queue_s, count, last = 0.0, 0, None
         try:
             async with contextlib.aclosing(self._host.source.stream(valid.request)) as events:
                 async for event in events:
                     count += 1
+                    now_s = time.monotonic()
                     prefill: tuple[Token, ...] = ()
                     if count == 1:
                         queue_s = event.queue_s or 0.0
                         prefill = _prefill(tokenizer, valid, event)
+                        metrics.first_token(now_s - self._call.started_s)
                         self._span.event("first_token")
+                    else:
+                        metrics.next_token(now_s - previous_s)
+                    previous_s = now_s
                     text, special, stopped = transcript.push(event.token_id, last=event.finish is not None)
                     token = Token(event.token_id, text, event.logprob, special)
                     top_tokens = _top_tokens(tokenizer, event) if event.top_tokens else ()
@@ -176,6 +185,13 @@ class Generation:
                 "finish_reason": ending.finish_reason.value,
             }
         )
+
+
+def _asked(call: Call) -> dict[str, int]:
+    """What TGI's span of the validation names, where it was given."""
+    limits = {"truncate": call.parameters.truncate, "max_new_tokens": call.parameters.max_new_tokens}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return {"add_special_tokens": call.add_special_tokens, **given}
 
 
 def _traced(valid: ValidRequest, span: Span) -> ValidRequest:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -74,6 +74,9 @@ class Generators(TokenSource, Protocol):
     @property
     def running(self) -> int: ...
 
+    @property
+    def free_slots(self) -> int: ...
+
 
 class ReplicaSet:
     """A ``TokenSource`` over replicas: the one with most free slots takes the next request.
@@ -89,12 +92,15 @@ class ReplicaSet:
         *,
         restart_wait_s: float = RESTART_WAIT_S,
         tracer: Tracer = NO_TRACER,
+        on_resubmit: Callable[[], None] = lambda: None,
     ) -> None:
         if not replicas:
             raise ValueError("at least one replica is needed")
         self._replicas = tuple(replicas)
         self._restart_wait_s = restart_wait_s
         self._tracer = tracer
+        self._on_resubmit = on_resubmit
+        self._waiting = 0
         self._closing = asyncio.Event()
 
     async def start(self) -> None:
@@ -131,13 +137,18 @@ class ReplicaSet:
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a slot, in all generators."""
-        return sum(one.status.queued for one in self._ready())
+        """Requests that wait for a slot, in all generators, or for a generator."""
+        return self._waiting + sum(one.status.queued for one in self._ready())
 
     @property
     def running(self) -> int:
         """Occupied slots, in all generators."""
         return sum(one.info.shape.batch_size - one.status.free_slots for one in self._ready())
+
+    @property
+    def free_slots(self) -> int:
+        """Slots without a request, in all generators."""
+        return sum(one.status.free_slots for one in self._ready())
 
     def _ready(self) -> list[Replica]:
         return [one for one in self._replicas if one.status.phase is Phase.READY]
@@ -172,6 +183,7 @@ class ReplicaSet:
                         f"the generator was lost {losses} times under this request ({error}); giving it up"
                     ) from error
                 if not self._closing.is_set():
+                    self._on_resubmit()
                     logger.warning("resubmitting a request after %d tokens: %s", len(tokens), error)
 
     @contextlib.asynccontextmanager
@@ -190,7 +202,11 @@ class ReplicaSet:
             self._refuse_if_closed()
             if ready := self._ready():
                 return max(ready, key=_free)
-            await self._any_ready(left_s)
+            self._waiting += 1
+            try:
+                await self._any_ready(left_s)
+            finally:
+                self._waiting -= 1
         raise GeneratorLostError(f"no generator came back within {self._restart_wait_s:g} s")
 
     def _refuse_if_closed(self) -> None:

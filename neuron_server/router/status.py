@@ -28,8 +28,11 @@ def add_routes(app: FastAPI, service: GenerationService) -> None:
         return Response(dump({"object": "list", "data": listed}), media_type="application/json")
 
     async def metrics() -> Response:
-        if service.phase == READY:
-            service.metrics.occupancy(service.generators.queued, service.generators.running)
+        generators = service.generators
+        if generators.info is not None:  # of generators that are gone, nothing runs and no slot is free
+            service.metrics.batch.occupancy(
+                queued=generators.queued, running=generators.running, free_slots=generators.free_slots
+            )
         return Response(service.metrics.render(), media_type="text/plain; charset=utf-8")
 
     for path, endpoint in (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import secrets
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -66,9 +67,17 @@ class Validator:
         self._executor = executor
 
     async def validate(
-        self, inputs: str, parameters: GenerateParameters, *, add_special_tokens: bool = True
+        self,
+        inputs: str,
+        parameters: GenerateParameters,
+        *,
+        add_special_tokens: bool = True,
+        on_length: Callable[[int], None] = lambda _: None,
     ) -> ValidRequest:
-        """Raises ``ValidationError`` with the first rule that is broken, in TGI's order."""
+        """Raises ``ValidationError`` with the first rule that is broken, in TGI's order.
+
+        ``on_length`` is told the prompt's tokens once they are found to fit; other rules come after that.
+        """
         sampling = check_sampling(parameters)
         self._check_limits(inputs, parameters)
         _check_unsupported(parameters)
@@ -79,6 +88,7 @@ class Validator:
         room = self._config.max_total_tokens - len(ids)
         piece = min(max(room, 0) if requested is None else requested, _PIECE_TOKENS)
         self._check_length(len(ids), piece)
+        on_length(len(ids))
         if parameters.grammar is not None:
             raise ValidationError("grammar is not supported")
         return ValidRequest(

@@ -1,9 +1,8 @@
-"""GET routes, unknown paths, readiness and metrics (conformance cases 60, 145 to 147, 167 to 169)."""
+"""GET routes, unknown paths, readiness (conformance cases 60, 145 to 147)."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 
 import pytest
 
@@ -133,72 +132,3 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_defect(harne
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert sent[0]["status"] == 499
     assert one.source.requests == []
-
-
-# -- metrics -------------------------------------------------------------------------------------------------
-
-
-async def scrape(one) -> list[str]:
-    answer = await one.client.get("/metrics")
-    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    return answer.text.splitlines()
-
-
-async def test_families_appear_with_their_first_update(harness):
-    one = harness(opened=False)
-    assert await scrape(one) == []
-    one.service.open(one.service._tokenizer or object())
-    assert "tgi_queue_size 3" in await scrape(one)
-    assert "tgi_batch_current_size 2" in await scrape(one)
-
-
-async def test_one_generation_moves_tgis_metrics(harness):
-    one = harness()
-    await one.generate("Hello", max_new_tokens=3)
-    lines = await scrape(one)
-    assert "tgi_request_count 1" in lines
-    assert "tgi_request_success 1" in lines
-    assert 'tgi_request_duration_bucket{le="0.00015000000000000001"} 0' in lines
-    assert 'tgi_request_duration_bucket{le="+Inf"} 1' in lines
-    assert "tgi_request_duration_count 1" in lines
-    assert 'tgi_request_generated_tokens_bucket{le="2048"} 1' in lines
-    assert 'tgi_request_generated_tokens_bucket{le="20.48"} 1' in lines
-    assert "tgi_request_generated_tokens_sum 3" in lines
-    assert "tgi_request_input_length_sum 1" in lines
-    assert "tgi_request_max_new_tokens_sum 3" in lines
-    assert "# TYPE tgi_request_count counter" in lines
-    assert not [line for line in lines if "_total" in line or "_created" in line]
-    assert not [line for line in lines if line.startswith("tgi_request_failure")]
-    for name in ("validation", "queue", "inference", "mean_time_per_token"):
-        assert f"tgi_request_{name}_duration_count 1" in lines
-    bounds = [line for line in lines if line.startswith("tgi_request_duration_bucket")]
-    assert len(bounds) == 36
-
-
-async def test_every_line_is_exposition_format(harness):
-    one = harness()
-    await one.generate("Hello", max_new_tokens=3)
-    await one.generate("")
-    sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? \S+')
-    for line in await scrape(one):
-        assert not line or line.startswith(("# HELP ", "# TYPE ")) or sample.fullmatch(line), line
-
-
-async def test_each_kind_of_failure_is_counted(harness):
-    one = harness(max_best_of=1)
-    await one.generate("")
-    await one.generate("Hello", "/generate_stream", best_of=2)
-    await one.generate("Hello", best_of=2)  # TGI does not count this one
-    lines = await scrape(one)
-    assert 'tgi_request_failure{err="validation"} 2' in lines
-    assert "tgi_request_count 2" in lines
-    assert not [line for line in lines if line.startswith("tgi_request_success")]
-
-
-async def test_best_of_counts_once_but_each_copy_has_a_length(harness):
-    one = harness()
-    await one.generate("Hello", best_of=2, do_sample=True, max_new_tokens=2)
-    lines = await scrape(one)
-    assert "tgi_request_count 1" in lines
-    assert "tgi_request_success 1" in lines
-    assert "tgi_request_input_length_count 2" in lines
