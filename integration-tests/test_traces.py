@@ -96,6 +96,23 @@ def test_best_of_and_a_refusal(server, collector):
     assert not named(spans, RPC, GENERATOR)
 
 
+def test_completions_of_several_prompts_are_several_generations_of_one_trace(server, collector):
+    body = {"model": "tgi", "prompt": ["The list", "A tuple", "Any set"], "max_tokens": 4}
+    ask(server, "/v1/completions", body, 8)
+    spans = collector.trace(trace_id(8), "POST /v1/completions", "completions", *ALL, *ALL, *ALL)
+    assert tree(spans) == {
+        (ROUTER, "POST /v1/completions"): {
+            (ROUTER, "completions"): {
+                (ROUTER, name): GENERATION
+                for name in ("generate_stream", "generate_stream#2", "generate_stream#3")
+            }
+        }
+    }
+    (handler,) = named(spans, "completions")
+    assert "parameters" not in handler.attributes
+    assert handler.attributes["total_time"].endswith("s")
+
+
 def test_without_a_traceparent_each_request_is_a_trace_of_its_own(server, collector):
     for _ in range(2):
         assert httpx.post(f"{server.base_url}/generate", json=inputs(), timeout=60).status_code == 200

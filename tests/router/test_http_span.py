@@ -84,6 +84,8 @@ async def test_the_handler_tells_parameters_and_times_as_tgi_does(traced):
     assert told["seed"] == "Some(7)"
     for name in ("total_time", "validation_time", "inference_time", "time_per_token"):
         assert told[name].endswith("s")
+    asked = {"add_special_tokens": True, "max_new_tokens": 3}
+    assert one.recorder.one("validate").attributes == asked
     generation = next(span for span in one.recorder.named("generate_stream"))
     assert generation.attributes["generated_tokens"] == 3
     assert generation.attributes["finish_reason"] == "length"
