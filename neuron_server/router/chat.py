@@ -1,0 +1,143 @@
+"""``/v1/chat/completions``: an answer in words or a tool call, whole or as a stream."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI, Request, Response
+
+from neuron_server.router.answer import Answer
+from neuron_server.router.chat_chunk import Chunks, finish_reason, logprob, usage
+from neuron_server.router.chat_stream import ChatStream
+from neuron_server.router.disconnect import WhileConnected
+from neuron_server.router.generation import Call
+from neuron_server.router.handler import Handler, begin
+from neuron_server.router.headers import one_shot_headers
+from neuron_server.router.identity import fingerprint
+from neuron_server.router.json_reply import Json, dump
+from neuron_server.router.openai_schema import ChatRequest
+from neuron_server.router.prompt import prepare_chat
+from neuron_server.router.service import GenerationService
+from neuron_server.router.sse import OPENAI, stream
+from neuron_server.router.tgi import read
+from neuron_server.router.tools import NO_TOOL, FunctionCall, ToolPlan, next_call_id, parse_call
+
+#: The one call of a whole answer has this id, whatever calls came before it.
+_CALL_ID = "0"
+
+
+def add_routes(app: FastAPI, service: GenerationService) -> None:
+    """Add the route to ``app``; it generates."""
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        body = await read(request, ChatRequest, service.config.payload_limit)
+        return await chat(service, request, body)
+
+
+async def chat(service: GenerationService, request: Request, body: ChatRequest) -> Response:
+    """The response to ``body``, in the form it asks for; raises what refuses it."""
+    started_s = time.monotonic()
+    turn = _Turn(service, body, begin(request, "chat_completions"))
+    service.metrics.count.inc()  # TGI counts a chat here and each of its generations once more
+    async with WhileConnected(request.receive):
+        call, tools = await turn.prepare(started_s)
+        if not body.stream:
+            return await turn.answer(call, tools)
+    return await turn.stream(request, call, tools)
+
+
+class _Turn:
+    """One request while it is answered."""
+
+    def __init__(self, service: GenerationService, body: ChatRequest, handler: Handler) -> None:
+        self._service = service
+        self._body = body
+        self._handler = handler
+        self._model = service.config.model_id if body.model in (None, "tgi") else body.model
+
+    async def prepare(self, started_s: float) -> tuple[Call, ToolPlan | None]:
+        """What to generate, and with which tools."""
+        with self._handler.span.child("apply_chat_template"):
+            prepared = await prepare_chat(self._service, self._body)
+        call = Call(
+            prepared.inputs,
+            prepared.parameters,
+            started_s,
+            add_special_tokens=False,
+            handler=self._handler,
+        )
+        return call, prepared.tools
+
+    async def in_words(self) -> Call:
+        """The second generation of one that might have called a tool and did not; its time begins now."""
+        self._body = self._body.model_copy(update={"tools": None})
+        call, _ = await self.prepare(time.monotonic())
+        return call
+
+    async def answer(self, call: Call, tools: ToolPlan | None) -> Response:
+        """The whole answer."""
+        function = None
+        (answer,) = await self._service.generate(call)
+        if tools is not None:
+            function = parse_call(answer.ending.generated_text)
+            if tools.optional and function.name == NO_TOOL:
+                function, call = None, await self.in_words()
+                (answer,) = await self._service.generate(call)
+        headers = one_shot_headers(len(call.inputs), answer.ending)
+        return Response(dump(self._content(answer, function)), headers=headers, media_type="application/json")
+
+    async def stream(self, request: Request, call: Call, tools: ToolPlan | None) -> Response:
+        """The answer in chunks."""
+        body = self._body
+        chunks = Chunks(
+            model=self._model,
+            fingerprint=fingerprint(),
+            created=int(time.time()),
+            call_id=next_call_id(body.messages),
+            logprobs=bool(body.logprobs),
+        )
+        chat_stream = ChatStream(
+            self._service,
+            call,
+            chunks,
+            include_usage=body.stream_options.include_usage,
+            tools=tools,
+            in_words=self.in_words,
+        )
+        return await stream(
+            request,
+            chat_stream.frames(),
+            headers=chat_stream.headers,
+            dialect=OPENAI,
+        )
+
+    def _content(self, answer: Answer, function: FunctionCall | None) -> Json:
+        ending = answer.ending
+        choice = {
+            "index": 0,
+            "message": _message(ending.generated_text, function),
+            "logprobs": _logprobs(answer) if self._body.logprobs else None,
+            "finish_reason": finish_reason(ending.finish_reason),
+        }
+        return {
+            "object": "chat.completion",
+            "id": "",
+            "created": int(time.time()),
+            "model": self._model,
+            "system_fingerprint": fingerprint(),
+            "choices": [choice],
+            "usage": usage(ending),
+        }
+
+
+def _message(text: str, function: FunctionCall | None) -> Json:
+    if function is None:
+        return {"role": "assistant", "content": text}
+    called = {"description": None, "name": function.name, "arguments": function.arguments}
+    return {"role": "assistant", "tool_calls": [{"id": _CALL_ID, "type": "function", "function": called}]}
+
+
+def _logprobs(answer: Answer) -> Json:
+    top_tokens = answer.top_tokens or [()] * len(answer.tokens)
+    return {"content": [logprob(*pair) for pair in zip(answer.tokens, top_tokens, strict=True)]}
