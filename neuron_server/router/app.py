@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from neuron_server.errors import NeuronTgiError
-from neuron_server.router import chat, completions, docs, openapi, platforms, status, tgi
+from neuron_server.router import chat, completions, docs, openapi, platforms, status, tgi, tokenize
 from neuron_server.router.access import ApiKey, Cors
 from neuron_server.router.disconnect import ClientGoneError
 from neuron_server.router.errors import reply
@@ -26,11 +26,12 @@ def build_app(service: GenerationService) -> ASGIApp:
     app = FastAPI(
         title="neuronx-tgi", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
-    for routes in (tgi, chat, completions, platforms):
+    for routes in (tgi, chat, completions, tokenize, platforms):
         routes.add_routes(app, service)
     protected = {route.path for route in app.routes if isinstance(route, Route)}
     # open as in TGI, whose key guards what generates: what only reads, and what a platform's own door guards
     status.add_routes(app, service)
+    tokenize.add_open_routes(app, service)
     openapi.add_routes(app)
     docs.add_routes(app)
     platforms.add_aliases(app)

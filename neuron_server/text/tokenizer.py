@@ -13,6 +13,7 @@ from tokenizers import decoders
 
 from neuron_server.errors import ModelError
 from neuron_server.models import read_eos_ids
+from neuron_server.text.offsets import TextToken, place
 from neuron_server.text.stream import ByteStream, TextStream, WindowStream
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Tokenizer:
     eos_ids: frozenset[int]
     bos_id: int | None
     _encode: Callable[[str, bool], list[int]]
+    _spans: Callable[[str, bool], list[tuple[int, tuple[int, int]]]]
     _decode: Callable[[Sequence[int]], str]
     _literal: Callable[[int], str | None]
     _byte_level: bool = False
@@ -45,6 +47,10 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of ``text``; never truncated, never padded."""
         return self._encode(text, add_special_tokens)
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[TextToken]:
+        """The ids with their places in ``text``; 0, 0 and no text from a tokenizer written in Python."""
+        return place(text, self._spans(text, add_special_tokens))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
@@ -107,6 +113,9 @@ def from_pretrained(pretrained: PretrainedTokenizer, *, eos_ids: frozenset[int] 
     def encode(text: str, add_special_tokens: bool) -> list[int]:
         return [int(i) for i in pretrained.encode(text, add_special_tokens=add_special_tokens)]
 
+    def spans(text: str, add_special_tokens: bool) -> list[tuple[int, tuple[int, int]]]:
+        return [(i, (0, 0)) for i in encode(text, add_special_tokens)]
+
     def decode(ids: Sequence[int]) -> str:
         return str(pretrained.decode(list(ids), clean_up_tokenization_spaces=False))
 
@@ -115,6 +124,7 @@ def from_pretrained(pretrained: PretrainedTokenizer, *, eos_ids: frozenset[int] 
         eos_ids=eos_ids,
         bos_id=pretrained.bos_token_id,
         _encode=encode,
+        _spans=spans,
         _decode=decode,
         _literal=pretrained.convert_ids_to_tokens,
     )
@@ -139,6 +149,13 @@ def from_backend(
             ids = backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def spans(text: str, add_special_tokens: bool) -> list[tuple[int, tuple[int, int]]]:
+        if len(text) > LONG_TEXT_CHARS:
+            encoding = backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        else:
+            encoding = backend.encode(text, add_special_tokens=add_special_tokens)
+        return list(zip(encoding.ids, encoding.offsets, strict=True))
+
     def decode(ids: Sequence[int]) -> str:
         return str(backend.decode(ids, skip_special_tokens=False))
 
@@ -147,6 +164,7 @@ def from_backend(
         eos_ids=eos_ids,
         bos_id=bos_id,
         _encode=encode,
+        _spans=spans,
         _decode=decode,
         _literal=backend.id_to_token,
         _byte_level=isinstance(backend.decoder, decoders.ByteLevel),
