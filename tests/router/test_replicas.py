@@ -129,6 +129,25 @@ async def test_it_waits_for_the_restarted_generator():
     assert [event.token_id for event in events] == [0, 1, 2]
 
 
+async def test_whoever_waits_for_a_generator_is_queued():
+    replica = FakeReplica(ready=False)
+    replicas = ReplicaSet([replica])
+    pending = [asyncio.ensure_future(anext(replicas.stream(REQUEST))) for _ in range(3)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (replicas.queued, replicas.running, replicas.free_slots) == (3, 0, 0)
+    replica.set_ready(True)
+    await asyncio.gather(*pending)
+    assert (replicas.queued, replicas.running, replicas.free_slots) == (1, 1, 1)  # as the replica says
+
+
+async def test_each_resubmission_is_told():
+    told = []
+    replicas = ReplicaSet([FakeReplica(lost_at=3, lost_times=2)], on_resubmit=lambda: told.append(1))
+    await collect(replicas)
+    assert len(told) == 2
+
+
 async def test_a_request_that_keeps_losing_generators_is_given_up():
     replica = FakeReplica(lost_at=1, lost_times=99)
     with pytest.raises(GenerationError, match="lost 3 times under this request"):

@@ -10,7 +10,7 @@ from neuron_server.backend import BackendInfo
 from neuron_server.errors import NeuronTgiError, UnavailableError
 from neuron_server.event import FinishReason, TokenEvent
 from neuron_server.request import GenerationRequest
-from neuron_server.session import Phase, Status, Step
+from neuron_server.session import Pass, Phase, Status, Step
 from neuron_server.shape import StaticShape
 from neuron_server.wire.service import serving
 
@@ -59,9 +59,11 @@ class ScriptedSession:
         self,
         tokens: Iterable[tuple[int, TokenEvent]] = (),
         errors: Iterable[tuple[int, NeuronTgiError]] = (),
+        *,
+        passes: Iterable[Pass] = (),
         **occupancy: int,
     ) -> None:
-        self._steps.put_nowait(Step(tuple(tokens), tuple(errors), **occupancy))
+        self._steps.put_nowait(Step(tuple(tokens), tuple(errors), passes=tuple(passes), **occupancy))
 
     def decode(self, token_id: int, *, finish: FinishReason | None = None) -> None:
         """One step: the same token for every open request."""

@@ -20,7 +20,7 @@ from neuron_server.errors import (
 )
 from neuron_server.event import FinishReason, TokenEvent
 from neuron_server.request import GenerationRequest, SamplingParams
-from neuron_server.session import Phase, Status
+from neuron_server.session import Pass, Phase, Status
 from neuron_server.shape import StaticShape
 from neuron_server.wire.service import serving
 
@@ -256,3 +256,26 @@ async def test_open_requests_are_known_at_once(client, source):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert client.open_requests == 0
+
+
+# -- passes
+
+
+async def test_passes_are_heard_after_the_tokens_of_their_message_were_delivered(uds_path, source, closing):
+    heard = []
+    await closing.enter_async_context(serving(source, uds_path))
+    client = quick_client(uds_path, on_passes=lambda passes, delivery_s: heard.append((passes, delivery_s)))
+    await client.start()
+    closing.push_async_callback(client.close)
+    await client.wait_ready()
+    task = asyncio.create_task(collect(client))
+    session = await source.until_open(1)
+    (request_id,) = session.open
+    prefill, decode = Pass("prefill", 1, joined=1), Pass("decode", 1, forward_s=0.5)
+    session.emit([(request_id, TokenEvent(1))], passes=[prefill])
+    session.emit([(request_id, TokenEvent(2))])
+    session.emit(passes=[decode])
+    session.emit([(request_id, TokenEvent(3, finish=FinishReason.LENGTH))], passes=[decode, decode])
+    assert [event.token_id for event in await task] == [1, 2, 3]
+    assert [passes for passes, _ in heard] == [[prefill], [decode], [decode, decode]]
+    assert all(0 <= delivery_s < 1 for _, delivery_s in heard)

@@ -13,7 +13,7 @@ from neuron_server import errors
 from neuron_server.backend import BackendInfo
 from neuron_server.event import FinishReason, TokenEvent, TopToken
 from neuron_server.request import GenerationRequest, SamplingParams
-from neuron_server.session import Phase, Status, Step
+from neuron_server.session import Pass, Phase, Status, Step
 from neuron_server.shape import StaticShape
 from neuron_server.wire import codec
 from neuron_server.wire.pb import generator_pb2 as pb
@@ -144,6 +144,18 @@ def test_a_step_is_one_message_with_ids_errors_and_occupancy():
     error = codec.decode_error(failed)
     assert type(error) is errors.ValidationError
     assert str(error) == "top_p is 2"
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Pass("prefill", 1, 1, 0.25, 1e-7, 5, 20, 3, False, "backpressure"),
+        Pass("decode", 4, forward_s=1.5, failed=True),
+    ],
+)
+def test_a_pass_comes_back_equal(one):
+    message = codec.encode_step(Step(passes=(one, one)))
+    assert [codec.decode_pass(sent) for sent in message.passes] == [one, one]
 
 
 def test_a_stop_sequence_is_the_router_s_word_and_never_travels():

@@ -54,6 +54,22 @@ async def test_a_server_that_ends_loses_every_stream_and_its_return_is_noticed(u
         assert len(await task) == 1
 
 
+async def test_a_loss_is_heard_once_and_closing_is_none(uds_path, source, closing):
+    losses = []
+    client = quick_client(uds_path, on_lost=lambda: losses.append(client.status.phase))
+    await client.start()
+    async with serving(source, uds_path, grace_s=0):
+        await client.wait_ready()
+        tasks = collecting(client, 2)
+        await source.until_open(2)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(losses) == 1
+    async with serving(source, uds_path, grace_s=0):
+        await client.wait_ready()
+        await client.close()
+    assert len(losses) == 1
+
+
 async def test_who_learns_of_the_loss_finds_the_new_state_already(client, source):
     async def resubmit() -> Status:
         with pytest.raises(GeneratorLostError):
