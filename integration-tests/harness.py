@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -43,16 +44,24 @@ def free_port() -> int:
 class Server:
     """One launcher process and the log lines it has printed so far."""
 
-    def __init__(self, *flags: str, env: dict[str, str] | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        port: int | None = None,
+        argv: list[str] | None = None,
+        stderr: int | IO[bytes] = subprocess.STDOUT,
+    ) -> None:
+        """``argv`` takes the place of the launcher, its address and ``flags``."""
         self.port = port or free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         environment = {k: v for k, v in os.environ.items() if k not in _FLAG_VARIABLES}
         environment.update(env or {})
-        argv = [str(LAUNCHER), "--hostname", "127.0.0.1", "--port", str(self.port), *flags]
+        argv = argv or [str(LAUNCHER), "--hostname", "127.0.0.1", "--port", str(self.port), *flags]
         self.process = subprocess.Popen(
             argv,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
             env=environment,
             start_new_session=True,

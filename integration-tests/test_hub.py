@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import re
+import signal
+
 import httpx
 import pytest
 from backends.fake_hub import COMMIT, Hub, serving
@@ -83,3 +86,52 @@ def test_what_the_hub_does_not_give_is_named_and_nothing_starts(launch_from, hub
         assert word in server.output
     assert "Traceback" not in server.output
     assert "Starting shard" not in server.output
+
+
+def test_a_failed_download_ends_with_tgis_last_line_and_the_reason_in_the_log(launch_from, hub):
+    hub.failures[MODEL_ID] = (500, "")
+    server = launch_from()
+    assert server.wait_exit() == 25
+    assert server.lines[-1] == "Error: DownloadError"
+    assert re.search(
+        r"ERROR download: text_generation_launcher: Download encountered an error:", server.output
+    )
+    assert "the hub answered 500" in server.output
+
+
+def test_the_hubs_pipeline_tag_is_asked_for_and_its_absence_said(launch_from, hub):
+    server = launch_from().wait_ready()
+    assert server.stop() == 0
+    assert f"no pipeline tag found for model {MODEL_ID}" in server.output
+    hub.pipeline_tags[MODEL_ID] = "text-generation"
+    server = launch_from().wait_ready()
+    assert server.stop() == 0
+    assert "no pipeline tag" not in server.output
+    assert "Files are already present on the host. Skipping download." in server.output
+
+
+def test_a_download_is_told_step_by_step_in_its_span(launch_from):
+    server = launch_from()
+    lines = [
+        rf"INFO download: text_generation_launcher: Starting check and download process for {MODEL_ID}$",
+        r"INFO download: text_generation_launcher: Download file: model\.safetensors \(\d+\.\d MB\)",
+        r"INFO download: text_generation_launcher: Downloaded .*/model\.safetensors in 0:00:\d\d\.",
+        r"INFO download: text_generation_launcher: Download: \[1/1\] -- ETA: 0:00:00",
+        rf"INFO download: text_generation_launcher: Successfully downloaded weights for {MODEL_ID}",
+    ]
+    for line in lines:
+        server.wait_for_line(line)
+    assert server.stop() == 0
+
+
+def test_a_signal_during_a_download_is_an_orderly_end_and_the_next_start_resumes(launch_from, hub):
+    hub.stall = True
+    server = launch_from()
+    assert hub.stalled.wait(60)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    assert "Terminating download" in server.output
+    assert "Starting shard" not in server.output
+    hub.stall = False
+    hub.go_on.set()
+    launch_from().wait_ready()

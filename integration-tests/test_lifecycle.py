@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from harness import DEMO_MODEL, alive, free_port, wait_gone
+from harness import DEMO_MODEL, LAUNCHER, Server, alive, free_port, wait_gone
 
 BODY = {"inputs": "The list type is", "parameters": {"max_new_tokens": 200, "details": True}}
 
@@ -231,3 +232,87 @@ def test_two_servers_run_side_by_side_with_default_sockets(launch):
     assert httpx.post(
         f"{two.base_url}/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 2}}
     ).is_success
+
+
+def test_a_generator_that_cannot_start_ends_with_tgis_last_line(launch, tmp_path):
+    path = tmp_path / "broken"
+    shutil.copytree(DEMO_MODEL, path)
+    config = json.loads((path / "config.json").read_text())
+    config["hidden_act" if "hidden_act" in config else "activation_function"] = "no-such-function"
+    (path / "config.json").write_text(json.dumps(config))
+    server = launch("--model-id", str(path))
+    assert server.wait_exit() in (26, 40)
+    assert "Shard complete standard error output:" in server.output
+    assert "Shard 0 failed to start" in server.output
+    assert server.lines[-1] == "Error: ShardCannotStart"
+
+
+def test_without_restarts_a_killed_generator_ends_the_service_as_in_tgi(launch):
+    server = launch("--max-restarts", "0").wait_ready()
+    children = server.children()
+    os.kill(children["serve_generator"], signal.SIGKILL)
+    assert server.wait_exit() == 41
+    assert "Shard process was signaled to shutdown with signal 9" in server.output
+    assert "Shard 0 crashed" in server.output
+    assert "Terminating webserver" in server.output
+    assert server.lines[-1] == "Error: ShardFailed"
+    assert wait_gone(list(children.values())) == []
+
+
+def test_a_request_longer_than_the_grace_is_cut_off_and_the_end_is_orderly(launch, endless_model):
+    slow = ("--backend", "cpu", "--simulated-clock", "0.01:1=0.5,4=0.5")
+    server = launch("--model-id", str(endless_model), "-g", "1", *slow).wait_ready()
+    sent = []
+
+    def on_event(event):
+        if not sent:
+            sent.append(time.monotonic())
+            server.process.send_signal(signal.SIGTERM)
+
+    body = {"inputs": "a", "parameters": {"max_new_tokens": 1000}}
+    events = stream_events(server.base_url, body, on_event)
+    assert "error" in events[-1]
+    assert server.wait_exit() == 0
+    assert 1 <= time.monotonic() - sent[0] < 20
+
+
+def test_with_json_output_every_line_is_an_object_in_the_form_of_its_program(tmp_path):
+    """Also where a generator is killed and everything is told about it."""
+    port = free_port()
+    argv = [str(LAUNCHER), "--json-output", "--hostname", "127.0.0.1", "--port", str(port), "--env"]
+    with (tmp_path / "stderr").open("wb") as stderr:
+        server = Server(argv=argv, port=port, env={"API_KEY": "hush", "LOG_LEVEL": ""}, stderr=stderr)
+        try:
+            server.wait_for_line(r"Ready: ")
+            headers = {"Authorization": "Bearer hush"}
+            body = {"inputs": "a", "parameters": {"max_new_tokens": 2}}
+            assert httpx.post(f"{server.base_url}/generate", json=body, headers=headers).is_success
+            os.kill(server.children()["serve_generator"], signal.SIGKILL)
+            server.wait_for_line(r"Shard ready in")
+        finally:
+            assert server.stop() == 0
+    assert "hush" not in server.output
+    entries = [json.loads(line) for line in server.lines]
+    ours = [e for e in entries if e["target"] == "text_generation_launcher"]
+    routers = [e for e in entries if e["target"] != "text_generation_launcher"]
+    assert all({"timestamp", "level", "fields", "target"} <= set(e) <= {*e, "span", "spans"} for e in ours)
+    assert routers
+    assert all({"timestamp", "level", "message", "target"} <= set(e) for e in routers)
+    shards = [e for e in ours if e.get("span") == {"rank": 0, "name": "shard-manager"}]
+    said = [e["fields"]["message"] for e in shards]
+    for words in ("Starting shard", "Shard ready in", "ready: ", "Shard complete standard error output:"):
+        assert any(text.startswith(words) for text in said), words
+    assert any(e["message"] == "Connected" for e in routers)
+
+
+def test_what_a_generator_prints_besides_its_log_is_shown_at_debug_level_only(launch, tmp_path):
+    path = tmp_path / "talkative"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(
+        "import sys\nif any('serve_generator' in a for a in sys.orig_argv): print('a stray line')\n"
+    )
+    quiet = launch(env={"PYTHONPATH": str(path)}).wait_ready()
+    loud = launch(env={"PYTHONPATH": str(path), "LOG_LEVEL": "debug"}, port=free_port()).wait_ready()
+    assert quiet.stop() == loud.stop() == 0
+    assert "a stray line" not in quiet.output
+    assert "DEBUG shard-manager: text_generation_launcher: a stray line rank=0" in loud.output

@@ -95,3 +95,9 @@ def test_the_dump_masks_secrets():
     assert "    api_key: ***," in dump
     assert "hush" not in dump
     assert "    api_key: unset," in Parameters.of().dump()
+
+
+def test_the_dump_masks_a_password_in_a_url():
+    dump = Parameters.of(otlp_endpoint="https://user:hush@collector:4317").dump()
+    assert "otlp_endpoint: https://***@collector:4317," in dump
+    assert "hush" not in dump
