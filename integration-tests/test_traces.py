@@ -113,6 +113,18 @@ def test_completions_of_several_prompts_are_several_generations_of_one_trace(ser
     assert handler.attributes["total_time"].endswith("s")
 
 
+@pytest.mark.parametrize(("n", "stream"), [(9, False), (10, True)])
+def test_a_chat_is_one_trace_with_its_template(server, collector, n, stream):
+    messages = [{"role": "user", "content": "Name a type."}]
+    ask(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 4, "stream": stream}, n)
+    spans = collector.trace(trace_id(n), "POST /v1/chat/completions", "chat_completions", *ALL)
+    chat = {(ROUTER, "apply_chat_template"): {}, (ROUTER, "generate_stream"): GENERATION}
+    assert tree(spans) == {(ROUTER, "POST /v1/chat/completions"): {(ROUTER, "chat_completions"): chat}}
+    (handler,) = named(spans, "chat_completions")
+    assert handler.attributes["parameters"].startswith("GenerateParameters {")
+    assert handler.attributes["seed"].startswith("Some(")
+
+
 def test_without_a_traceparent_each_request_is_a_trace_of_its_own(server, collector):
     for _ in range(2):
         assert httpx.post(f"{server.base_url}/generate", json=inputs(), timeout=60).status_code == 200

@@ -100,6 +100,16 @@ async def test_a_handler_that_hands_over_is_around_the_other_one(traced, stream,
     assert not one.recorder.one("compat_generate").attributes
 
 
+async def test_a_platform_s_handler_is_around_the_route_s(traced):
+    one = traced()
+    assert (await one.post("/invocations")).status_code == 200
+    assert one.recorder.tree() == {
+        "POST /invocations": {
+            "sagemaker_compatibility": {"compat_generate": {"generate": {"generate_stream": GENERATION}}}
+        }
+    }
+
+
 async def test_best_of_is_several_generations_in_one_trace(traced):
     one = traced()
     await one.post(do_sample=True, best_of=2)
