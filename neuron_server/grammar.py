@@ -31,12 +31,16 @@ class Constraint(Protocol):
         """Write ``-inf`` to every token of the row (V,) that may not come next.
 
         What is left is never empty: where the grammar is satisfied and nothing can follow, the tokens that
-        end the text are allowed, and they are allowed only where the grammar is satisfied.
+        end the text are allowed, and they are allowed only where the grammar is satisfied. Raises
+        ``ValidationError`` when the grammar turns out to be too much to follow; it is of no use any more.
         """
         ...
 
     def advance(self, token_id: int) -> None:
-        """The token was chosen. Raises ``ValueError`` for one that ``mask`` does not allow."""
+        """The token was chosen. Raises ``ValueError`` for one that ``mask`` does not allow.
+
+        What else goes wrong the next ``mask`` says.
+        """
         ...
 
     def fork(self) -> Constraint:

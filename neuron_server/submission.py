@@ -21,6 +21,8 @@ def check(request: GenerationRequest, info: BackendInfo) -> None:
         wrong = smallest if smallest < 0 else largest
         raise ValidationError(f"input_ids has {wrong}, but the vocabulary has {info.vocab_size} tokens")
     _check_sampling(request.sampling, info.vocab_size)
+    if request.grammar is not None and info.output != "logits":
+        raise ValidationError(f"grammar is not supported: this backend hands over {info.output}, not logits")
 
 
 def _check_lengths(request: GenerationRequest, info: BackendInfo) -> None:

@@ -12,6 +12,8 @@ from neuron_server.engine.engine import Engine, Joiner, Outcome
 from neuron_server.engine.schedule import Occupancy, Policy, admit, is_patient, may_prefill
 from neuron_server.engine.slot import Key
 from neuron_server.engine.stopwatch import Concat
+from neuron_server.errors import ValidationError
+from neuron_server.grammar import Constraint
 from neuron_server.request import GenerationRequest
 from neuron_server.session import Pass
 from neuron_server.submission import check
@@ -48,14 +50,23 @@ class Batcher(Generic[Key]):
         """Nothing runs and nothing waits."""
         return not self._queue and not self._engine.running
 
-    def submit(self, key: Key, request: GenerationRequest, submitted_at: float | None = None) -> None:
+    def submit(
+        self,
+        key: Key,
+        request: GenerationRequest,
+        submitted_at: float | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
         """Queue a request under a key that is neither queued nor running.
 
-        ``submitted_at`` on the batcher's clock, now if not given. Raises a ``ValidationError`` that says
-        why, if the request can never run.
+        ``submitted_at`` on the batcher's clock, now if not given. ``constraint`` as in ``Joiner``. Raises a
+        ``ValidationError`` that says why, if the request can never run.
         """
         check(request, self._engine.info)
-        self._queue[key] = Joiner(key, request, self._clock() if submitted_at is None else submitted_at)
+        if request.grammar is not None and constraint is None:
+            raise ValidationError("grammar is not supported")  # never ignored
+        since = self._clock() if submitted_at is None else submitted_at
+        self._queue[key] = Joiner(key, request, since, constraint)
 
     def cancel(self, key: Key) -> None:
         """Forget a request: its slot is free at once, and it never prefills if it only waited."""

@@ -15,23 +15,29 @@ from neuron_server.backend import Backend, BackendInfo, DecodeRow, Output, Prefi
 from neuron_server.engine.sampling import sample
 from neuron_server.engine.slot import Key, Slot
 from neuron_server.engine.stopwatch import Concat, Stopwatch
+from neuron_server.engine.warp import Choice
 from neuron_server.errors import (
     BackendError,
     GenerationError,
     NeuronTgiError,
 )
 from neuron_server.event import TokenEvent
+from neuron_server.grammar import Constraint
 from neuron_server.request import GenerationRequest
 from neuron_server.session import Pass
 
 
 @dataclass(frozen=True, slots=True)
 class Joiner(Generic[Key]):
-    """A request that waits for a slot, since ``submitted_at`` on the engine's clock."""
+    """A request that waits for a slot, since ``submitted_at`` on the engine's clock.
+
+    ``constraint`` iff it has a grammar: compiled, and where ``input_ids`` end.
+    """
 
     key: Key
     request: GenerationRequest
     submitted_at: float
+    constraint: Constraint | None = None
 
 
 @dataclass(slots=True)
@@ -166,7 +172,8 @@ class Engine(Generic[Key]):
         self._on_pass(watch.passed())
 
     def _slot(self, joiner: Joiner[Key]) -> Slot[Key]:
-        return Slot(joiner.key, joiner.request, queue_s=max(0.0, self._clock() - joiner.submitted_at))
+        waited_s = max(0.0, self._clock() - joiner.submitted_at)
+        return Slot(joiner.key, joiner.request, queue_s=waited_s, constraint=joiner.constraint)
 
     def _occupy(self, index: int, slot: Slot[Key]) -> None:
         self._slots[index] = slot
@@ -238,13 +245,8 @@ class Engine(Generic[Key]):
         slots = [rows[i][1] for i in due]
         ended: list[int] = []
         for slot, choice in zip(slots, sample(picked, [slot.sample_row() for slot in slots]), strict=True):
-            if choice is None:
-                error = GenerationError("the logits of this request are not finite")
-                outcome.errors.append((slot.key, error))
-            else:
-                event = slot.accept(choice)
-                outcome.tokens.append((slot.key, event))
-            if choice is None or event.finish is not None:
+            event = _accept(slot, choice, outcome)
+            if event is None or event.finish is not None:
                 ended.append(self._places[slot.key])
         self._free(ended)
 
@@ -265,3 +267,20 @@ class Engine(Generic[Key]):
             self.stalled_s = 0.0
         if live:
             self._backend.release(live)
+
+
+def _accept(
+    slot: Slot[Key], choice: Choice | NeuronTgiError | None, outcome: Outcome[Key]
+) -> TokenEvent | None:
+    """The event of a row's choice, or ``None`` and an error in ``outcome``."""
+    error = choice if isinstance(choice, NeuronTgiError) else None
+    if isinstance(choice, Choice):
+        try:
+            event = slot.accept(choice)
+        except ValueError as problem:  # of its constraint alone
+            error = GenerationError(str(problem))
+        else:
+            outcome.tokens.append((slot.key, event))
+            return event
+    outcome.errors.append((slot.key, error or GenerationError("the logits of this request are not finite")))
+    return None

@@ -14,11 +14,13 @@ from queue import Empty, SimpleQueue
 from neuron_server.backend import Backend, BackendInfo
 from neuron_server.engine.batcher import Batcher
 from neuron_server.engine.engine import Outcome
+from neuron_server.engine.constraining import Constraining
 from neuron_server.engine.loop_session import LoopSession, Ticket
 from neuron_server.engine.schedule import Policy
 from neuron_server.engine.warmup import warm_up
 from neuron_server.errors import DeviceFailedError, GenerationError, NeuronTgiError, UnavailableError
 from neuron_server.event import TokenEvent
+from neuron_server.grammar import Compile, Constraint
 from neuron_server.request import GenerationRequest
 from neuron_server.session import Pass, Phase, Status
 
@@ -30,6 +32,7 @@ class _Submit:
     ticket: Ticket
     request: GenerationRequest
     submitted_at: float
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class EngineLoop:
     ``load`` is called on the loop's own thread, as is everything else that touches the backend: a second
     compute thread would mean a second team of OpenMP threads. Methods are called on the asyncio thread and
     never wait for the device. ``on_fatal`` is called there, once, when loading fails or
-    the device dies, after every open request has got its error.
+    the device dies, after every open request has got its error. ``compile`` makes the constraints of
+    requests with a grammar before they are queued; without it they are refused.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class EngineLoop:
         load: Callable[[], Backend],
         policy: Policy | None = None,
         *,
+        compile: Compile | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._load = load
@@ -71,6 +76,7 @@ class EngineLoop:
         self._free_slots = 0
         self._sessions: set[LoopSession] = set()
         self._tickets: set[Ticket] = set()
+        self._constraining = Constraining(compile)
         self._fatal: BaseException | None = None
         self._closing = False
         self._settled = asyncio.Event()
@@ -159,13 +165,29 @@ class EngineLoop:
             ticket.session.fail(ticket, UnavailableError("the generator is shutting down"))
         else:
             self._tickets.add(ticket)
-            self._commands.put(_Submit(ticket, request, time.perf_counter()))
+            self._submit(ticket, request)
+
+    def _submit(self, ticket: Ticket, request: GenerationRequest) -> None:
+        submitted_at = time.perf_counter()
+        if request.grammar is None:
+            self._commands.put(_Submit(ticket, request, submitted_at))
+            return
+
+        def then(compiled: Constraint | NeuronTgiError) -> None:
+            if isinstance(compiled, NeuronTgiError):
+                self._tickets.discard(ticket)
+                ticket.session.fail(ticket, compiled)
+            else:
+                self._commands.put(_Submit(ticket, request, submitted_at, compiled))
+
+        self._constraining.begin(ticket, request, request.grammar, then)
 
     def withdraw(self, tickets: list[Ticket]) -> None:
         """Take requests back; those that are over are ignored."""
         known = [ticket for ticket in tickets if ticket in self._tickets]
         if known:
             self._tickets.difference_update(known)
+            self._constraining.drop(known)
             self._commands.put(_Cancel(known))
 
     def forget(self, session: LoopSession) -> None:
@@ -214,6 +236,7 @@ class EngineLoop:
 
     def _fail_all(self, error: Callable[[], NeuronTgiError]) -> None:
         tickets, self._tickets = self._tickets, set()
+        self._constraining.drop(tickets)
         for ticket in tickets:
             ticket.session.fail(ticket, error())
 
@@ -260,7 +283,9 @@ class EngineLoop:
                 break
             if isinstance(command, _Submit):
                 try:
-                    batcher.submit(command.ticket, command.request, command.submitted_at)
+                    batcher.submit(
+                        command.ticket, command.request, command.submitted_at, command.constraint
+                    )
                 except NeuronTgiError as error:
                     refused.errors.append((command.ticket, error))
             elif command is not None:

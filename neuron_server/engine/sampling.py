@@ -17,6 +17,8 @@ from neuron_server.engine.candidates import Mass, row_mass, top_candidates
 from neuron_server.engine.penalty import TokenCounts, penalise
 from neuron_server.engine.uniform import uniform
 from neuron_server.engine.warp import Choice, DrawRow, draw
+from neuron_server.errors import ValidationError
+from neuron_server.grammar import Constraint
 from neuron_server.request import SamplingParams
 
 #: How many candidates are looked at first, and next; then the whole row. The first pass costs nearly the same
@@ -34,20 +36,38 @@ class SampleRow:
     params: SamplingParams
     index: int
     counts: TokenCounts | None = None
+    constraint: Constraint | None = None
 
 
-def sample(logits: npt.NDArray[np.float32], rows: Sequence[SampleRow]) -> list[Choice | None]:
+def sample(
+    logits: npt.NDArray[np.float32], rows: Sequence[SampleRow]
+) -> list[Choice | ValidationError | None]:
     """Choose the next token of each row of logits (n, V), which are overwritten.
 
-    Order, as in TGI: repetition penalty, frequency penalty, (grammar mask), temperature, top_k, top_p,
+    Order, as in TGI: repetition penalty, frequency penalty, grammar mask, temperature, top_k, top_p,
     typical_p. The log-probabilities are those of the distribution after all of them. Greedy rows take the
     largest penalised logit (the lowest id among equals) and no warpers. ``None``: the row has no
-    distribution, because a logit is NaN or infinite, or every token is masked.
+    distribution, because a logit is NaN or infinite, or every token is masked. An error is that of the row's
+    grammar; the other rows know nothing of it.
     """
+    refused: dict[int, ValidationError] = {}
     for i, row in enumerate(rows):
         if row.counts is not None:
             penalise(logits[i], row.counts, row.params)
-    # A grammar's mask belongs here: after the penalties, before everything that measures the row.
+        if row.constraint is not None:  # before everything that measures the row
+            try:
+                row.constraint.mask(logits[i])
+            except ValidationError as error:
+                refused[i] = error
+                logits[i] = np.nan
+    choices = _choose(logits, rows)
+    if not refused:
+        return [*choices]
+    return [refused.get(i, choice) for i, choice in enumerate(choices)]
+
+
+def _choose(logits: npt.NDArray[np.float32], rows: Sequence[SampleRow]) -> list[Choice | None]:
+    """``sample`` on logits (n, V) that are penalised and masked."""
     drawn = [i for i, row in enumerate(rows) if row.params.do_sample or row.params.top_n_tokens]
     if not drawn:
         return _greedy_all(logits)

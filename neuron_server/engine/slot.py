@@ -10,6 +10,7 @@ from neuron_server.engine.penalty import TokenCounts, has_penalty
 from neuron_server.engine.sampling import SampleRow
 from neuron_server.engine.warp import Choice
 from neuron_server.event import FinishReason, TokenEvent
+from neuron_server.grammar import Constraint
 from neuron_server.request import GenerationRequest
 
 #: Names a request; chosen by whoever places it.
@@ -22,13 +23,15 @@ class Slot(Generic[Key]):
 
     ``tokens`` is everything known: prompt, what was generated before and here. The backend holds the first
     ``held`` of them, so ``tokens[held]`` is the pending one. A row whose pending token is not its last is
-    catching up: it feeds known tokens, one a step, and makes no events.
+    catching up: it feeds known tokens, one a step, and makes no events. The ``constraint`` stands after
+    ``tokens``: after all that was generated, here and before.
     """
 
     key: Key
     request: GenerationRequest
     queue_s: float | None = None
     prompt_logprobs: tuple[float | None, ...] | None = None
+    constraint: Constraint | None = None
     held: int = 0
     tokens: list[int] = field(init=False)
     counts: TokenCounts | None = field(init=False)
@@ -50,10 +53,13 @@ class Slot(Generic[Key]):
     def sample_row(self) -> SampleRow:
         """How the next token of this row is chosen."""
         index = len(self.tokens) - self.request.prompt_length
-        return SampleRow(self.request.sampling, index, self.counts)
+        return SampleRow(self.request.sampling, index, self.counts, self.constraint)
 
     def accept(self, choice: Choice) -> TokenEvent:
-        """Append the chosen token and make its event; the first one carries what only the first carries."""
+        """Append the chosen token and make its event; the first one carries what only the first carries.
+
+        Raises ``ValueError`` for a token that the constraint does not allow.
+        """
         self.tokens.append(choice.token_id)
         if self.counts is not None:
             self.counts.add(choice.token_id)
@@ -65,6 +71,8 @@ class Slot(Generic[Key]):
             queue_s=self.queue_s,
             prompt_logprobs=self.prompt_logprobs,
         )
+        if self.constraint is not None and event.finish is None:
+            self.constraint.advance(choice.token_id)
         self.queue_s = self.prompt_logprobs = None
         return event
 
