@@ -26,7 +26,7 @@ WEIGHTS = bytes(range(256)) * 40
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub({"org/model": {**CONFIG, "model.safetensors": WEIGHTS}})
     monkeypatch.setattr(download, "RETRY_S", 0.0)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what is kept of a broken answer is whole ones
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # whole ones of a broken answer are kept
     with serving(hub) as endpoint:
         point_at(endpoint, tmp_path, monkeypatch)
         yield hub
