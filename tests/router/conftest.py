@@ -22,6 +22,7 @@ from neuron_server.router.metrics import Metrics
 from neuron_server.router.service import GenerationService
 from neuron_server.session import Phase
 from neuron_server.shape import StaticShape
+from neuron_server.text.chat import compile_template
 from neuron_server.text.tokenizer import Tokenizer, from_backend
 
 #: Profile A of TGI's contract, on two slots.
@@ -35,6 +36,9 @@ PROFILE_A = RouterConfig(
 )
 
 EOS = 0
+
+#: Without tools of its own, so that they are shown behind the last message.
+CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 
 
 def make_tokenizer() -> Tokenizer:
@@ -141,17 +145,26 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 async def harness(tokenizer) -> AsyncIterator[Callable[..., Harness]]:
-    """A maker of harnesses: ``harness(script=..., max_best_of=1)``; ``opened=False`` leaves it loading."""
+    """A maker of harnesses: ``harness(script=..., max_best_of=1)``.
+
+    ``opened=False`` leaves it loading, ``chat_template=None`` is a model without one.
+    """
     made: list[Harness] = []
 
     def make(
-        *, opened: bool = True, source: ScriptedSource | None = None, script=(72,), **settings
+        *,
+        opened: bool = True,
+        source: ScriptedSource | None = None,
+        script=(72,),
+        chat_template: str | None = CHAT_TEMPLATE,
+        **settings,
     ) -> Harness:
         source = source or ScriptedSource(script=script)
         config = replace(PROFILE_A, **settings)
         service = GenerationService(config, source, Metrics(config))
         if opened:
-            service.open(tokenizer)
+            template = None if chat_template is None else compile_template(chat_template, eos_token="</s>")
+            service.open(tokenizer, template)
         app = build_app(service)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         made.append(
