@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+from chat_requests import NO_TOOL, WEATHER, chat, writes
 from opentelemetry.trace import SpanKind, StatusCode
 from recorded_spans import Recorder, events
 
@@ -108,6 +109,19 @@ async def test_a_platform_s_handler_is_around_the_route_s(traced):
             "sagemaker_compatibility": {"compat_generate": {"generate": {"generate_stream": GENERATION}}}
         }
     }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_chat_that_is_asked_again_without_tools_is_one_trace(traced, tokenizer, stream):
+    one = traced()
+    writes(one.harness, tokenizer, NO_TOOL, "Hello")
+    body = chat(tools=[WEATHER], stream=stream)
+    assert (await one.client.post("/v1/chat/completions", json=body)).status_code == 200
+    (handler,) = one.recorder.tree()["POST /v1/chat/completions"].values()
+    assert list(handler) == [
+        "apply_chat_template", "generate_stream", "apply_chat_template#2", "generate_stream#2"
+    ]  # fmt: skip
+    assert len({request.traceparent for request in one.harness.source.requests}) == 2
 
 
 async def test_best_of_is_several_generations_in_one_trace(traced):
