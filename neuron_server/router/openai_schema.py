@@ -304,7 +304,7 @@ def _not_empty(prompts: list[str]) -> list[str]:
 #: One text or several; a list in any case, of one or more.
 Prompt = Annotated[
     Strings,
-    BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+    BeforeValidator(_one_or_many, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
     Untagged("Prompt"),
     AfterValidator(_not_empty),
     Named("Prompt"),

@@ -40,7 +40,7 @@ Path = Sequence[str | int]
 
 @dataclass(frozen=True, slots=True)
 class Rust:
-    """Marks a number with the type TGI has for it, as refusals call it; the API description shows its format."""
+    """Marks a number with TGI's type for it: refusals name it, the API description shows its format."""
 
     name: str
 

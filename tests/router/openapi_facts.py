@@ -84,6 +84,8 @@ def _words(schema: Mapping, union: Sequence, required: bool) -> Iterator[str]:
         yield "default " + _default(schema)
     yield from _bound(schema, "minimum", "exclusiveMinimum")
     yield from _bound(schema, "maximum", "exclusiveMaximum")
+    if "minItems" in schema:
+        yield f"at least {schema['minItems']} items"
     if "maxItems" in schema:
         yield f"at most {schema['maxItems']} items"
 
