@@ -146,15 +146,32 @@ async def test_best_of_counts_once_but_each_copy_has_a_length(harness):
     assert "tgi_request_input_length_count 2" in lines
 
 
-async def test_a_chat_counts_twice_and_tokenizing_it_once(harness):
+async def test_a_chat_counts_its_route_and_its_generation(harness):
     one = harness()
+    await one.generate("Hello")
     messages = [{"role": "user", "content": "Hello"}]
     answer = await one.client.post("/v1/chat/completions", json={"messages": messages})
+    assert answer.status_code == 200
     lines = await scrape(one)
-    # the harness's tokenizer has no chat template, so the second of the two is never reached
-    assert answer.status_code == 422 or "tgi_request_count 2" in lines
-    assert answer.status_code == 200 or "tgi_request_count 1" in lines
-    assert not [line for line in lines if line.startswith("tgi_request_failure")]
+    assert "tgi_request_count 3" in lines
+    assert "tgi_request_success 2" in lines
+
+
+@pytest.mark.parametrize(
+    ("template", "failures"),
+    [
+        ("{{ raise_exception('no') }}", ['tgi_request_failure{err="template"} 1']),
+        (None, []),  # TGI does not count a model without one
+    ],
+)
+async def test_a_template_that_fails_is_counted_and_a_missing_one_is_not(harness, template, failures):
+    one = harness(chat_template=template)
+    messages = [{"role": "user", "content": "Hello"}]
+    answer = await one.client.post("/v1/chat/completions", json={"messages": messages})
+    assert answer.status_code in {404, 422}
+    lines = await scrape(one)
+    assert "tgi_request_count 1" in lines
+    assert [line for line in lines if line.startswith("tgi_request_failure")] == failures
 
 
 async def test_completions_count_the_request_and_each_of_its_prompts(harness):
