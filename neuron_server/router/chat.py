@@ -20,7 +20,7 @@ from neuron_server.router.prompt import prepare_chat
 from neuron_server.router.service import GenerationService
 from neuron_server.router.sse import OPENAI, stream
 from neuron_server.router.tgi import read
-from neuron_server.router.tools import NO_TOOL, FunctionCall, ToolPlan, next_call_id, parse_call
+from neuron_server.router.tools import FunctionCall, ToolPlan, next_call_id, parse_call
 
 #: The one call of a whole answer has this id, whatever calls came before it.
 _CALL_ID = "0"
@@ -38,79 +38,64 @@ def add_routes(app: FastAPI, service: GenerationService) -> None:
 async def chat(service: GenerationService, request: Request, body: ChatRequest) -> Response:
     """The response to ``body``, in the form it asks for; raises what refuses it."""
     started_s = time.monotonic()
-    turn = _Turn(service, body, begin(request, "chat_completions"))
+    turn = _Turn(service, body, begin(request, "chat_completions"), started_s)
     service.metrics.count.inc()  # TGI counts a chat here and each of its generations once more
+    if body.stream:
+        return await turn.stream(request)
     async with WhileConnected(request.receive):
-        call, tools = await turn.prepare(started_s)
-        if not body.stream:
-            return await turn.answer(call, tools)
-    return await turn.stream(request, call, tools)
+        return await turn.answer()
 
 
 class _Turn:
     """One request while it is answered."""
 
-    def __init__(self, service: GenerationService, body: ChatRequest, handler: Handler) -> None:
+    def __init__(
+        self, service: GenerationService, body: ChatRequest, handler: Handler, started_s: float
+    ) -> None:
         self._service = service
         self._body = body
         self._handler = handler
+        self._started_s = started_s
         self._model = service.config.model_id if body.model in (None, "tgi") else body.model
 
-    async def prepare(self, started_s: float) -> tuple[Call, ToolPlan | None]:
-        """What to generate, and with which tools."""
-        with self._handler.span.child("apply_chat_template"):
-            prepared = await prepare_chat(self._service, self._body)
-        call = Call(
-            prepared.inputs,
-            prepared.parameters,
-            started_s,
-            add_special_tokens=False,
-            handler=self._handler,
-        )
-        return call, prepared.tools
+    async def _prepare(self, in_words: bool) -> tuple[Call, ToolPlan | None]:
+        """What to generate and, unless it is ``in_words``, with which tools.
 
-    async def in_words(self) -> Call:
-        """The second generation of one that might have called a tool and did not; its time begins now."""
-        self._body = self._body.model_copy(update={"tools": None})
-        call, _ = await self.prepare(time.monotonic())
-        return call
+        An answer in words that another generation came before has times of its own.
+        """
+        body, started_s = self._body, self._started_s
+        if in_words:
+            body, started_s = body.model_copy(update={"tools": None}), time.monotonic()
+        chat = await prepare_chat(self._service, body)
+        call = Call(chat.inputs, chat.parameters, started_s, add_special_tokens=False, handler=self._handler)
+        return call, chat.tools
 
-    async def answer(self, call: Call, tools: ToolPlan | None) -> Response:
+    async def answer(self) -> Response:
         """The whole answer."""
-        function = None
+        call, tools = await self._prepare(False)
         (answer,) = await self._service.generate(call)
+        function = None
         if tools is not None:
             function = parse_call(answer.ending.generated_text)
-            if tools.optional and function.name == NO_TOOL:
-                function, call = None, await self.in_words()
+            if tools.declined(function.name):
+                function = None
+                call, _ = await self._prepare(True)
                 (answer,) = await self._service.generate(call)
         headers = one_shot_headers(len(call.inputs), answer.ending)
         return Response(dump(self._content(answer, function)), headers=headers, media_type="application/json")
 
-    async def stream(self, request: Request, call: Call, tools: ToolPlan | None) -> Response:
+    async def stream(self, request: Request) -> Response:
         """The answer in chunks."""
-        body = self._body
         chunks = Chunks(
             model=self._model,
             fingerprint=fingerprint(),
             created=int(time.time()),
-            call_id=next_call_id(body.messages),
-            logprobs=bool(body.logprobs),
+            call_id=next_call_id(self._body.messages),
+            logprobs=bool(self._body.logprobs),
         )
-        chat_stream = ChatStream(
-            self._service,
-            call,
-            chunks,
-            include_usage=body.stream_options.include_usage,
-            tools=tools,
-            in_words=self.in_words,
-        )
-        return await stream(
-            request,
-            chat_stream.frames(),
-            headers=chat_stream.headers,
-            dialect=OPENAI,
-        )
+        include_usage = self._body.stream_options.include_usage
+        found = ChatStream(self._service, chunks, self._prepare, include_usage=include_usage)
+        return await stream(request, found.frames(), headers=found.headers, dialect=OPENAI)
 
     def _content(self, answer: Answer, function: FunctionCall | None) -> Json:
         ending = answer.ending

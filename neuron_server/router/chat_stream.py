@@ -11,34 +11,29 @@ from neuron_server.router.headers import compute_headers
 from neuron_server.router.service import GenerationService
 from neuron_server.router.sse import Frames
 from neuron_server.router.tool_stream import ToolStream
-from neuron_server.router.tools import NO_TOOL, ToolPlan, unparsable
+from neuron_server.router.tools import ToolPlan, unparsable
+
+#: What to generate, and the tools it is for: all of the request's, or in words, which is without any.
+Prepare = Callable[[bool], Awaitable[tuple[Call, ToolPlan | None]]]
 
 
 class ChatStream:
     """Use: iterate ``frames``, once. It holds one generation at a time.
 
-    With ``tools`` the first generation writes a call. Should that be to ``no_tool``, nothing of it is shown:
-    it ends there, and what ``in_words`` asks for is generated instead.
+    With tools the first generation writes a call. Should that be to ``no_tool``, nothing of it is shown: it
+    ends there, and a second one answers in words.
     """
 
     def __init__(
-        self,
-        service: GenerationService,
-        call: Call,
-        chunks: Chunks,
-        *,
-        include_usage: bool,
-        tools: ToolPlan | None,
-        in_words: Callable[[], Awaitable[Call]],
+        self, service: GenerationService, chunks: Chunks, prepare: Prepare, *, include_usage: bool
     ) -> None:
         self._service = service
         self._chunks = chunks
+        self._prepare = prepare
         self._include_usage = include_usage
-        self._tools = tools
-        self._in_words = in_words
-        self._generation: Generation = service.stream(call)
+        self._generation: Generation | None = None
         #: Those of the generation that is shown, so to be read when the first frame is there.
-        self.headers = compute_headers(len(call.inputs))
+        self.headers: dict[str, str] = {}
 
     async def frames(self) -> Frames:
         """One frame per chunk. Raises what refuses a generation, and ``ToolError``, before the first of them.
@@ -46,30 +41,40 @@ class ChatStream:
         Whatever a generation holds is free again when this ends or is closed.
         """
         try:
-            await self._generation.admit()
-            if self._tools is not None:
+            generation, tools = await self._begin(in_words=False)
+            if tools is not None:
                 stream = ToolStream()
-                async with contextlib.aclosing(self._call_frames(self._tools, stream)) as frames:
+                async with contextlib.aclosing(self._call(generation, tools, stream)) as frames:
                     async for frame in frames:
                         yield frame
-                if not _declined(self._tools, stream):
+                if not tools.declined(stream.name):
                     return
-                await self._begin_again()
-            async for piece in self._generation.pieces:
+                await generation.abandon()
+                generation, _ = await self._begin(in_words=True)
+            async for piece in generation.pieces:
                 yield self._chunks.text(piece)
                 if piece.ending is not None and self._include_usage:
                     yield self._chunks.usage(piece.ending)
         finally:
-            await self._generation.close()
+            if self._generation is not None:
+                await self._generation.close()
 
-    async def _call_frames(self, tools: ToolPlan, stream: ToolStream) -> Frames:
+    async def _begin(self, *, in_words: bool) -> tuple[Generation, ToolPlan | None]:
+        """The generation that is to be closed from now on, admitted."""
+        call, tools = await self._prepare(in_words)
+        self.headers.update(compute_headers(len(call.inputs)))
+        generation = self._generation = self._service.stream(call)
+        await generation.admit()
+        return generation, tools
+
+    async def _call(self, generation: Generation, tools: ToolPlan, stream: ToolStream) -> Frames:
         """The frames of a call; none when the model declines to make one."""
-        async for piece in self._generation.pieces:
+        async for piece in generation.pieces:
             try:
                 delta = stream.feed("" if piece.token.special else piece.token.text)
             except ValueError as error:
                 raise unparsable(piece.token.text, str(error)) from error
-            if _declined(tools, stream):
+            if tools.declined(stream.name):
                 return
             if delta is not None:
                 yield self._chunks.call(piece, delta)
@@ -80,15 +85,3 @@ class ChatStream:
                 raise unparsable(piece.ending.generated_text, "there is no name of a function")
             if self._include_usage:
                 yield self._chunks.usage(piece.ending)
-
-    async def _begin_again(self) -> None:
-        """Free the first generation, then start the second."""
-        await self._generation.abandon()
-        call = await self._in_words()
-        self.headers.update(compute_headers(len(call.inputs)))
-        self._generation = self._service.stream(call)
-        await self._generation.admit()
-
-
-def _declined(tools: ToolPlan, stream: ToolStream) -> bool:
-    return tools.optional and stream.name == NO_TOOL

@@ -28,7 +28,8 @@ class _At(Enum):
     HEAD = 1  # the name is not known yet
     NAME = 2  # behind it: a comma or the end comes next
     BODY = 3  # inside the arguments
-    CLOSED = 4  # behind the arguments; the braces of the envelope may follow
+    TAIL = 4  # behind them: the envelope's own brace comes next
+    END = 5
 
 
 class ToolStream:
@@ -50,15 +51,15 @@ class ToolStream:
 
     @property
     def complete(self) -> bool:
-        """Whether the arguments have come to their end."""
-        return self._at is _At.CLOSED
+        """Whether the call has come to its end."""
+        return self._at is _At.END
 
     def feed(self, text: str) -> CallDelta | None:
-        """What ``text`` adds; ``None`` before the name is known and behind the end of the arguments.
+        """What ``text`` adds; ``None`` before the name is known and after the end.
 
         Raises ``ValueError`` for a name that is no JSON string.
         """
-        if self._at is _At.CLOSED:
+        if self._at is _At.END:
             return None
         if self._at is not _At.HEAD:
             return CallDelta(None, self._arguments(text))
@@ -72,6 +73,10 @@ class ToolStream:
         return CallDelta(self.name, "{" + self._arguments(rest))
 
     def _arguments(self, text: str) -> str:
+        if self._at is _At.TAIL:
+            if "}" in text:
+                self._at = _At.END
+            return ""
         if self._at is _At.NAME:
             text = text.lstrip()
             if not text:
@@ -79,6 +84,10 @@ class ToolStream:
             self._at = _At.BODY
             if text[0] == ",":  # it separates the name, which is left out, from the first argument
                 text = text[1:]
+        return self._body(text)
+
+    def _body(self, text: str) -> str:
+        """``text`` up to the brace that ends the arguments."""
         for at, char in enumerate(text):
             if self._escaped:
                 self._escaped = False
@@ -91,6 +100,6 @@ class ToolStream:
             elif char == "}":
                 self._depth -= 1
                 if self._depth == 0:
-                    self._at = _At.CLOSED
+                    self._at = _At.END if "}" in text[at + 1 :] else _At.TAIL
                     return text[: at + 1]
         return text

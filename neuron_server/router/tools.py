@@ -42,6 +42,10 @@ class ToolPlan:
     grammar: GrammarType
     optional: bool
 
+    def declined(self, name: str | None) -> bool:
+        """Whether calling ``name`` means not to call any of the request's tools."""
+        return self.optional and name == NO_TOOL
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionCall:

@@ -58,7 +58,7 @@ def test_what_follows_the_call_is_nothing():
         ['{"function":{"_name":"f","a":1}', "}", "", "\n", "</s>", '{"function":{"_name":"g"}}']
     )
     assert deltas[0] == CallDelta("f", '{"a":1}')
-    assert deltas[1:] == [None] * 5
+    assert deltas[1:] == [CallDelta(None, ""), *[None] * 4]
     assert stream.name == "f"
 
 

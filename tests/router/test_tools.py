@@ -246,6 +246,7 @@ def test_a_call_without_arguments_has_an_empty_object():
         '{"function": {"_name": "f", "a": "x',
         '{"function": {"_name": "f", "a": "x"',
         '{"function": {"_name": "f"',
+        '{"function": {"_name": "f"}',
         '{"function": {"_na',
         '{"function": {"_name": "f", "a": nope}}',
         '{"function": {"_name": "f", "a": "\\ud800"}}',
