@@ -8,6 +8,14 @@ import pytest
 
 from neuron_server.session import Phase
 
+POSTS = [
+    *("/", "/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions"),
+    *("/tokenize", "/chat_tokenize", "/invocations", "/vertex"),
+]
+GETS = [
+    *("/", "/health", "/ping", "/info", "/metrics", "/v1/models"),
+    *("/docs", "/api-doc/openapi.json"),
+]
 INFO_KEYS = [
     *("model_id", "model_sha", "model_pipeline_tag", "max_concurrent_requests", "max_best_of"),
     *("max_stop_sequences", "max_input_tokens", "max_total_tokens", "validation_workers"),
@@ -85,13 +93,43 @@ async def test_info_has_tgis_keys_first_and_in_order(harness):
     assert info["model_dtype"] == "float32"
 
 
+async def test_info_tells_what_the_hub_the_image_and_nobody_knows(harness, monkeypatch):
+    monkeypatch.setenv("DOCKER_LABEL", "sha-1234")
+    one = harness(pipeline_tag="text-generation", revision="abc")
+    info = (await one.client.get("/info")).json()
+    assert (info["model_pipeline_tag"], info["model_sha"]) == ("text-generation", "abc")
+    assert (info["docker_label"], info["sha"]) == ("sha-1234", None)
+    monkeypatch.delenv("DOCKER_LABEL")
+    info = (await harness().client.get("/info")).json()
+    assert (info["model_pipeline_tag"], info["docker_label"]) == (None, None)
+
+
+async def test_the_list_of_models_has_the_one_that_is_served(harness):
+    for opened in (True, False):
+        answer = await harness(opened=opened).client.get("/v1/models")
+        assert answer.status_code == 200
+        assert answer.text == (
+            '{"object":"list","data":[{"id":"M","object":"model","created":0,"owned_by":"M"}]}'
+        )
+
+
+@pytest.mark.parametrize(("tag", "echoed"), [(None, True), ("text-generation", True), ("other", False)])
+async def test_the_prompt_is_echoed_by_default_where_the_model_continues_texts(harness, tag, echoed):
+    one = harness(pipeline_tag=tag)
+    for path in ("/", "/invocations"):
+        answer = await one.generate("Hello", path, max_new_tokens=1)
+        assert answer.json()[0]["generated_text"].startswith("Hello") is echoed
+
+
 async def test_info_answers_before_a_generator_is_there(harness):
     one = harness(opened=False)
     one.source.info = None
     assert (await one.client.get("/info")).json()["model_dtype"] is None
 
 
-@pytest.mark.parametrize("path", ["/nope", "/generate/", "/v1/chat/completions", "/docs", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/nope", "/generate/", "/v1/chat/completions/", "/v1/models/M", "/openapi.json"]
+)
 async def test_an_unknown_path_is_an_empty_404(harness, path):
     one = harness()
     for answer in (await one.client.get(path), await one.client.post(path, json={})):
@@ -105,6 +143,10 @@ async def test_an_unknown_path_is_an_empty_404(harness, path):
         ("DELETE", "/generate_stream", "POST"),
         ("POST", "/health", "GET,HEAD"),
         ("PUT", "/", "GET,HEAD,POST"),
+        ("POST", "/v1/models", "GET,HEAD"),
+        ("POST", "/docs", "GET,HEAD"),
+        *(("GET", path, "POST") for path in POSTS if path != "/"),
+        *(("HEAD", path, "POST") for path in POSTS if path != "/"),
     ],
 )
 async def test_a_wrong_method_is_an_empty_405_that_says_which_are_right(harness, method, path, allowed):
@@ -112,7 +154,41 @@ async def test_a_wrong_method_is_an_empty_405_that_says_which_are_right(harness,
     assert (answer.status_code, answer.content, answer.headers["allow"]) == (405, b"", allowed)
 
 
-@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+@pytest.mark.parametrize("path", GETS)
+async def test_what_answers_get_answers_head(harness, path):
+    one = harness()
+    got, head = await one.client.get(path), await one.client.head(path)
+    assert (got.status_code, head.status_code) == (200, 200)
+    assert head.headers.get("content-type") == got.headers.get("content-type")
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_every_body_is_refused_for_the_same_reasons_in_the_same_order(harness, path):
+    one = harness(payload_limit=64)
+    json_type = {"content-type": "application/json"}
+    long = b'{"inputs":"' + b"x" * 64 + b'"}'
+    answer = await one.client.post(path, content=long, headers={"content-type": "text/plain"})
+    assert (answer.status_code, answer.text) == (
+        415,
+        "Expected request with `Content-Type: application/json`",
+    )
+    answer = await one.client.post(path, content=long, headers=json_type)
+    assert (answer.status_code, answer.text) == (
+        413,
+        "Failed to buffer the request body: length limit exceeded",
+    )
+    for content in (b"", b"{", b"{'a': 1}"):
+        answer = await one.client.post(path, content=content, headers=json_type)
+        assert answer.status_code == 400
+        assert answer.text.startswith("Failed to parse the request body as JSON: ")
+    for content in (b"[]", b"null", b"{}", b'"x"'):
+        answer = await one.client.post(path, content=content, headers=json_type)
+        assert answer.status_code == 422
+        assert answer.text.startswith("Failed to deserialize the JSON body into the target type: ")
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize("path", POSTS)
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_defect(harness, caplog, path):
     one = harness()
     messages = iter(
