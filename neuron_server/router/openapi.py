@@ -21,6 +21,9 @@ PATH = "/api-doc/openapi.json"
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 
+#: TGI's: generated clients name a class after it.
+_TAG = "Text Generation Inference"
+
 _ABOUT = """\
 A text-generation server with the API of TGI, on AWS Inferentia2 or any CPU.
 
@@ -56,7 +59,7 @@ OPERATIONS: Sequence[Operation] = (
         "/",
         "post",
         "compat_generate",
-        "Generate, as a whole or as a stream: `stream` in the body says which",
+        "Generate, as a whole or (with stream) as a stream of tokens",
         CompatGenerateRequest,
         {JSON: list[answers.GenerateResponse], EVENTS: answers.StreamResponse},
         _FAILURES,
@@ -100,7 +103,7 @@ OPERATIONS: Sequence[Operation] = (
         "/invocations",
         "post",
         "sagemaker_compatibility",
-        "SageMaker's route: the body's form chooses `/`, chat or completions",
+        "SageMaker's route: generate, chat or completions, as the form of the body says",
         answers.SagemakerRequest,
         {JSON: answers.SagemakerResponse, EVENTS: answers.SagemakerStreamResponse},
         _FAILURES,
@@ -110,7 +113,7 @@ OPERATIONS: Sequence[Operation] = (
         "/tokenize",
         "post",
         "tokenize",
-        "The tokens of `inputs`",
+        "The tokens of a text",
         GenerateRequest,
         {JSON: answers.TokenizeResponse},
         {404: "The model has no fast tokenizer"},
@@ -173,6 +176,7 @@ def document() -> bytes:
             },
             "paths": paths,
             "components": {"schemas": components},
+            "tags": [{"name": _TAG}],
         }
     )
 
@@ -183,7 +187,7 @@ def _forms(operation: Operation) -> list[Any]:
 
 
 def _operation(operation: Operation, schema_of: Mapping[str, Any]) -> dict[str, Any]:
-    written: dict[str, Any] = {"operationId": operation.id, "summary": operation.summary}
+    written: dict[str, Any] = {"tags": [_TAG], "operationId": operation.id, "summary": operation.summary}
     if operation.body is not None:
         content = {JSON: {"schema": schema_of[repr(operation.body)]}}
         written["requestBody"] = {"content": content, "required": True}

@@ -34,7 +34,7 @@ def facts(document: Mapping) -> dict[str, str]:
 
 
 def _operation(address: str, operation: Mapping) -> Iterator[tuple[str, str]]:
-    yield address, operation["operationId"]
+    yield address, f"{operation['operationId']}, tagged {' '.join(operation['tags'])}"
     body = operation.get("requestBody")
     if body is not None:
         yield f"{address} body", "required" if body.get("required") else "optional"
