@@ -157,6 +157,15 @@ async def test_a_chat_counts_its_route_and_its_generation(harness):
     assert "tgi_request_success 2" in lines
 
 
+async def test_tokenizing_a_chat_counts_and_tokenizing_a_text_does_not(harness):
+    one = harness()
+    assert (await one.client.post("/tokenize", json={"inputs": "Hello"})).status_code == 200
+    assert not [line for line in await scrape(one) if line.startswith("tgi_request")]
+    messages = [{"role": "user", "content": "Hello"}]
+    assert (await one.client.post("/chat_tokenize", json={"messages": messages})).status_code == 200
+    assert "tgi_request_count 1" in await scrape(one)
+
+
 @pytest.mark.parametrize(
     ("template", "failures"),
     [

@@ -18,10 +18,12 @@ from neuron_server.shape import StaticShape
 from neuron_server.wire import codec
 from neuron_server.wire.pb import generator_pb2 as pb
 
+#: What only the router raises, so that it never travels.
+ABOVE_THE_WIRE = (errors.ChatTemplateError, errors.ToolError)
 ERROR_CLASSES = [
     value
     for _, value in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(value, errors.NeuronTgiError)
+    if issubclass(value, errors.NeuronTgiError) and not issubclass(value, ABOVE_THE_WIRE)
 ]
 
 
