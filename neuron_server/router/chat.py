@@ -66,7 +66,8 @@ class _Turn:
         body, started_s = self._body, self._started_s
         if in_words:
             body, started_s = body.model_copy(update={"tools": None}), time.monotonic()
-        chat = await prepare_chat(self._service, body)
+        with self._handler.span.child("apply_chat_template"):
+            chat = await prepare_chat(self._service, body)
         call = Call(chat.inputs, chat.parameters, started_s, add_special_tokens=False, handler=self._handler)
         return call, chat.tools
 
