@@ -23,6 +23,9 @@ SCHEMA = "Failed to deserialize the JSON body into the target type: "
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
+#: Levels of nesting, as in serde_json. What is deeper could be read, but not written again by ``orjson``.
+_MAX_DEPTH = 127
+
 #: Python's parser messages -> serde_json's: (elsewhere, at the end of the text).
 _SYNTAX_TEXTS = {
     "Expecting value": ("expected value", "EOF while parsing a value"),
@@ -98,6 +101,8 @@ def parse(body: bytes) -> Document:
         raise _syntax("recursion limit exceeded", text, len(text)) from None
     except _NumberError as error:
         raise _syntax(error.reason, text, text.find(error.literal) + len(error.literal)) from None
+    if text.count("{") + text.count("[") > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
+        raise _syntax("recursion limit exceeded", text, len(text))
     if _SURROGATE.search(text) and _has_lone_surrogate(value):
         raise _syntax("lone leading surrogate in hex escape", text, len(text)) from None
     return Document(value, text)
@@ -150,6 +155,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether ``value`` has objects or lists inside each other on more than so many levels."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return False
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return True
 
 
 def _has_lone_surrogate(value: Any) -> bool:

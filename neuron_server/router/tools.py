@@ -16,16 +16,13 @@ from urllib.parse import quote
 
 import orjson
 
-from neuron_server.errors import ToolError, ValidationError
+from neuron_server.errors import ToolError
 from neuron_server.router.openai_schema import ChatRequest, FunctionDefinition, Message, Tool
 from neuron_server.router.tgi_schema import GrammarType
 from neuron_server.router.tool_stream import ToolStream
 
 #: What the model calls, when it may choose, to answer in words.
 NO_TOOL = "no_tool"
-
-#: serde_json, which parses TGI's bodies, goes no deeper either.
-_MAX_DEPTH = 128
 
 #: How much of an answer that is no call is quoted in the refusal, characters.
 _MAX_QUOTED = 500
@@ -160,15 +157,16 @@ def _pointer(name: str) -> str:
     return "#/$functions/" + quote(name.replace("~", "~0").replace("/", "~1"), safe="")
 
 
-def _rebase(value: Any, root: str, depth: int = 0) -> Any:
-    """``value`` with its references into itself leading to ``root`` instead of the top of the document."""
-    if depth > _MAX_DEPTH:
-        raise ValidationError(f"grammar is not valid: `tools` are nested deeper than {_MAX_DEPTH} levels")
+def _rebase(value: Any, root: str) -> Any:
+    """``value`` with its references into itself leading to ``root`` instead of the top of the document.
+
+    A body is not nested deeply enough for this to be a problem.
+    """
     if isinstance(value, list):
-        return [_rebase(item, root, depth + 1) for item in value]
+        return [_rebase(item, root) for item in value]
     if not isinstance(value, dict):
         return value
-    rebased = {key: _rebase(item, root, depth + 1) for key, item in value.items()}
+    rebased = {key: _rebase(item, root) for key, item in value.items()}
     reference = rebased.get("$ref")
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         rebased["$ref"] = root + reference[1:]

@@ -155,6 +155,19 @@ async def test_bodies_that_do_not_fit_are_refused_in_words(harness, fields):
     assert answer.text.startswith("Failed to deserialize the JSON body into the target type: ")
 
 
+@pytest.mark.parametrize("deep", ["[" * 110 + "]" * 110, "[" * 400 + "]" * 400])
+async def test_deep_bodies_are_served_or_refused_and_never_a_defect(harness, tokenizer, deep):
+    one = writes(harness(), tokenizer, CALL)
+    function = f'{{"name":"f","arguments":{deep}}}'
+    called = f'{{"role":"assistant","tool_calls":[{{"id":"0","type":"function","function":{function}}}]}}'
+    said = '{"role":"user","content":"Hi"}'
+    offered = f'[{json.dumps(WEATHER)},{{"type":"function","function":{function}}}]'
+    tools = f'"tool_choice":"required","tools":{offered}'
+    for body in (f'{{"messages":[{called}]}}', f'{{"messages":[{said}],{tools}}}'):
+        answer = await one.client.post(PATH, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == (200 if len(deep) < 300 else 400)
+
+
 async def test_a_chat_counts_once_for_its_handler_and_once_for_its_generation(harness):
     one = harness()
     await ask(one, max_tokens=1)

@@ -51,11 +51,20 @@ async def test_any_json_content_type_is_accepted(harness, kind):
         (b'{"inputs":' + b"9" * 5000 + b"}", "number out of range at line 1 column 5010"),
         (b"[" * 100_000, "recursion limit exceeded at line 1 column 100000"),
         (b'{"a":' * 100_000, "recursion limit exceeded at line 1 column 500000"),
+        (b'{"a":' * 64 + b"[" * 64 + b"]" * 64 + b"}" * 64, "recursion limit exceeded at line 1 column 512"),
         (b"\xef\xbb\xbf{}", "expected value at line 1 column 3"),
     ],
 )
 async def test_malformed_json_is_400(harness, body, reason):
     assert_text(await post(harness(), body), 400, SYNTAX + reason)
+
+
+async def test_as_deep_as_serde_goes_is_deep_enough(harness):
+    deep = b"[" * 126 + b"]" * 126
+    wide = b"[" + b",".join([b"[{}]"] * 1000) + b"]"
+    for ignored in (deep, wide):
+        body = b'{"inputs":"Hello","ignored":' + ignored + b',"parameters":{"max_new_tokens":1}}'
+        assert (await post(harness(), body)).status_code == 200
 
 
 @pytest.mark.parametrize(
