@@ -35,6 +35,8 @@ from neuron_server.router.position import line_and_column, locate, order
 
 Path = Sequence[str | int]
 
+_MAX_QUOTED = 500
+
 # -- types ---------------------------------------------------------------------------------------------------
 
 
@@ -188,8 +190,9 @@ def check(model: type[Schema], value: object) -> None:
 def _refusal(model: type[Schema], document: Document, error: ErrorDetails) -> BodyRefusedError:
     kind, path, text = error["type"], error["loc"], document.text
     if kind == "repeated":
-        names = error["ctx"]["names"]
-        position = locate(text, (*path, names), occurrence=2)
+        position = locate(text, (*path, error["ctx"]["names"]), occurrence=2)
+    elif kind == "missing":  # seen at the end of the object
+        position = locate(text, path[:-1], behind=True)
     else:
         position = locate(text, path, behind=kind == "refused")
     shown = path[:-1] if kind == "missing" else path
@@ -210,7 +213,7 @@ def _reason(model: type[BaseModel], error: ErrorDetails) -> str:
     annotation = _annotation(model, path)
     if kind == "literal_error" and isinstance(given, str):
         known = ", ".join(f"`{word}`" for word in get_args(_bare(annotation)))
-        return f"unknown variant `{given}`, expected one of {known}"
+        return f"unknown variant `{_cut(given)}`, expected one of {known}"
     problem = "value" if kind in ("greater_than_equal", "less_than_equal") else "type"
     return f"invalid {problem}: {unexpected(given)}, expected {_expected(annotation)}"
 
@@ -287,5 +290,10 @@ def unexpected(value: object) -> str:
     if isinstance(value, float):
         return f"floating point `{orjson.dumps(value).decode()}`"
     if isinstance(value, str):
-        return f"string {orjson.dumps(value).decode()}"
+        return f"string {orjson.dumps(_cut(value)).decode()}"
     return "map" if isinstance(value, dict) else "sequence"
+
+
+def _cut(given: str) -> str:
+    """What a refusal repeats of a text that may be megabytes."""
+    return given if len(given) <= _MAX_QUOTED else f"{given[:_MAX_QUOTED]}…"
