@@ -20,9 +20,6 @@ TOO_LARGE = "Failed to buffer the request body: length limit exceeded"
 SYNTAX = "Failed to parse the request body as JSON: "
 SCHEMA = "Failed to deserialize the JSON body into the target type: "
 
-#: serde_json gives up at the next container inside as many.
-_MAX_DEPTH = 127
-
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -106,8 +103,6 @@ def parse(body: bytes) -> Document:
         raise _syntax(error.reason, text, text.find(error.literal) + len(error.literal)) from None
     if text.count("{") + text.count("[") > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
         raise _syntax("recursion limit exceeded", text, len(text))
-    if _is_too_deep(value, text):
-        raise _syntax("recursion limit exceeded", text, len(text))
     if _SURROGATE.search(text) and _has_lone_surrogate(value):
         raise _syntax("lone leading surrogate in hex escape", text, len(text)) from None
     return Document(value, text)
@@ -171,17 +166,6 @@ def _is_deeper(value: Any, levels: int) -> bool:
             return False
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return True
-
-
-def _is_too_deep(value: Any, text: str) -> bool:
-    """Whether containers stand in each other deeper than ``_MAX_DEPTH``; so what reads them may recurse."""
-    if text.count("[") + text.count("{") <= _MAX_DEPTH:
-        return False
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(_MAX_DEPTH):
-        inside = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
-        level = [item for item in inside if isinstance(item, dict | list)]
-    return bool(level)
 
 
 def _has_lone_surrogate(value: Any) -> bool:
