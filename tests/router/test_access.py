@@ -16,6 +16,7 @@ OPEN = [
 BODY = {"inputs": "Hello", "parameters": {"max_new_tokens": 1}}
 
 
+@pytest.mark.case(160, 163)
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Secret"}])
 @pytest.mark.parametrize("path", PROTECTED)
 async def test_without_the_key_it_is_an_empty_401_before_the_body_is_read(harness, headers, path):
@@ -24,12 +25,14 @@ async def test_without_the_key_it_is_an_empty_401_before_the_body_is_read(harnes
     assert (answer.status_code, answer.content) == (401, b"")
 
 
+@pytest.mark.case(161)
 async def test_the_whole_header_is_compared_without_case(harness):
     one = harness(api_key="Secret")
     answer = await one.client.post("/generate", json=BODY, headers={"authorization": "bearer SECRET"})
     assert answer.status_code == 200
 
 
+@pytest.mark.case(162, 163)
 @pytest.mark.parametrize("path", OPEN)
 async def test_status_routes_need_no_key(harness, path):
     one = harness(api_key="Secret")
@@ -37,6 +40,7 @@ async def test_status_routes_need_no_key(harness, path):
     assert (await one.client.head(path)).status_code == 200
 
 
+@pytest.mark.case(162)
 async def test_tokenizing_a_chat_needs_no_key(harness):
     one = harness(api_key="Secret")
     answer = await one.client.post("/chat_tokenize", json={"messages": [{"role": "user", "content": "Hi"}]})
@@ -63,6 +67,7 @@ async def test_what_is_nearly_the_key_is_not_the_key(harness, given):
     assert (await one.client.post("/v1/completions", json={}, headers=headers)).status_code == 401
 
 
+@pytest.mark.case(164)
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/health"), ("GET", "/nope"), ("GET", "/generate"), ("POST", "/generate")]
 )
@@ -78,6 +83,7 @@ async def test_a_refusal_for_want_of_a_key_has_the_headers_too(harness):
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
+@pytest.mark.case(165)
 async def test_only_listed_origins_are_echoed_and_others_are_served_all_the_same(harness):
     one = harness(cors_allow_origin=("https://a.example",))
     answer = await one.client.post("/generate", json=BODY, headers={"origin": "https://a.example"})
@@ -87,6 +93,7 @@ async def test_only_listed_origins_are_echoed_and_others_are_served_all_the_same
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.case(166)
 @pytest.mark.parametrize("path", [*PROTECTED, *OPEN, "/chat_tokenize", "/nowhere"])
 async def test_options_is_answered_for_any_path_before_the_key(harness, path):
     answer = await harness(api_key="Secret").client.options(path)

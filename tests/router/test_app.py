@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from conformance import MORE_KEYS
 
 from neuron_server.session import Phase
 
@@ -23,12 +24,14 @@ INFO_KEYS = [
 ]
 
 
+@pytest.mark.case(145)
 @pytest.mark.parametrize("path", ["/health", "/ping", "/"])
 async def test_a_ready_server_is_healthy_without_words(harness, path):
     answer = await harness().client.get(path)
     assert (answer.status_code, answer.content) == (200, b"")
 
 
+@pytest.mark.case(146, deviation=MORE_KEYS)
 @pytest.mark.parametrize(
     ("phase", "opened", "shown"),
     [
@@ -82,6 +85,7 @@ async def test_a_draining_server_finishes_what_it_has_and_refuses_the_rest(harne
     await idle
 
 
+@pytest.mark.case(147, deviation=MORE_KEYS)
 async def test_info_has_tgis_keys_first_and_in_order(harness):
     answer = await harness().client.get("/info")
     info = answer.json()
@@ -104,6 +108,7 @@ async def test_info_tells_what_the_hub_the_image_and_nobody_knows(harness, monke
     assert (info["model_pipeline_tag"], info["docker_label"]) == (None, None)
 
 
+@pytest.mark.case(148)
 async def test_the_list_of_models_has_the_one_that_is_served(harness):
     for opened in (True, False):
         answer = await harness(opened=opened).client.get("/v1/models")
@@ -127,6 +132,7 @@ async def test_info_answers_before_a_generator_is_there(harness):
     assert (await one.client.get("/info")).json()["model_dtype"] is None
 
 
+@pytest.mark.case(60)
 @pytest.mark.parametrize(
     "path", ["/nope", "/generate/", "/v1/chat/completions/", "/v1/models/M", "/openapi.json"]
 )
@@ -136,6 +142,7 @@ async def test_an_unknown_path_is_an_empty_404(harness, path):
         assert (answer.status_code, answer.content) == (404, b"")
 
 
+@pytest.mark.case(60)
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
@@ -154,6 +161,7 @@ async def test_a_wrong_method_is_an_empty_405_that_says_which_are_right(harness,
     assert (answer.status_code, answer.content, answer.headers["allow"]) == (405, b"", allowed)
 
 
+@pytest.mark.case(61)
 @pytest.mark.parametrize("path", GETS)
 async def test_what_answers_get_answers_head(harness, path):
     one = harness()
@@ -162,6 +170,7 @@ async def test_what_answers_get_answers_head(harness, path):
     assert head.headers.get("content-type") == got.headers.get("content-type")
 
 
+@pytest.mark.case(44, 46, 47, 59)
 @pytest.mark.parametrize("path", POSTS)
 async def test_every_body_is_refused_for_the_same_reasons_in_the_same_order(harness, path):
     one = harness(payload_limit=64)

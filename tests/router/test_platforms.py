@@ -34,6 +34,7 @@ def counted(one) -> list[str]:
 # -- SageMaker -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(154)
 @pytest.mark.parametrize(
     ("path", "body"), [("/", GENERATE), ("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)]
 )
@@ -57,6 +58,7 @@ async def test_an_invocation_to_generate_is_a_list_with_the_prompt_in_front(harn
     assert answer.json() == [{"generated_text": "Helloaaa"}]
 
 
+@pytest.mark.case(155)
 async def test_inputs_win_over_messages_and_messages_over_a_prompt(harness):
     one = harness()
     answer = await one.client.post("/invocations", json={**COMPLETION, **CHAT, **GENERATE})
@@ -71,6 +73,7 @@ async def test_a_shape_that_does_not_fit_leaves_the_body_to_the_next_one(harness
     assert answer.json()["object"] == "text_completion"
 
 
+@pytest.mark.case(156)
 @pytest.mark.parametrize(
     "body",
     [
@@ -149,6 +152,7 @@ async def test_predictions_stand_in_the_order_of_the_instances(harness, tokenize
     assert one.service.in_flight == 0
 
 
+@pytest.mark.case(157)
 async def test_vertexs_own_example_is_answered(harness):
     messages = [{"role": "user", "content": "What's Deep Learning?"}]
     answer = await predict(
@@ -182,12 +186,14 @@ async def test_a_chat_with_its_stream_and_choices_is_one_text(harness):
     assert len(answer.json()["predictions"]) == 1
 
 
+@pytest.mark.case(158)
 async def test_no_instances_is_tgis_odd_refusal(harness):
     answer = await predict(harness())
     assert answer.status_code == 422
     assert answer.json() == {"error": "Input validation error", "error_type": "Input validation error"}
 
 
+@pytest.mark.case(159)
 async def test_whatever_happens_to_a_generation_is_told_in_the_same_two_words(harness):
     one = harness()
     one.script("boom", 40, GenerationError("boom"))
