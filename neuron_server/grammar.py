@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 GrammarKind = Literal["json_schema", "regex"]
 
+#: The longest grammar: already checking a schema of this size takes half a second.
+MAX_GRAMMAR_CHARS = 131_072
+
 
 @dataclass(frozen=True, slots=True)
 class Grammar:

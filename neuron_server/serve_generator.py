@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from neuron_server import logs
 from neuron_server.backends import load_backend
@@ -24,6 +25,9 @@ from neuron_server.lifeline import ExitCode, die_with_parent
 from neuron_server.session import SessionSource
 from neuron_server.socket_path import check_length, clear_stale
 from neuron_server.wire.service import serving
+
+if TYPE_CHECKING:
+    from neuron_server.text.grammar import GrammarCompiler
 
 log = logging.getLogger("neuron_server.serve_generator")  # not "__main__"
 
@@ -91,7 +95,8 @@ async def _serve_until_the_end(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, None)
-    engine = EngineLoop(lambda: load_backend(config), _policy(config), on_fatal=end)
+    grammars = _grammars(config)
+    engine = EngineLoop(lambda: load_backend(config), _policy(config), compile=grammars, on_fatal=end)
     async with serving(seen(engine), config.uds_path) as stop_calls:
         engine.start()
         announcing = asyncio.create_task(_announce(engine))
@@ -100,7 +105,27 @@ async def _serve_until_the_end(
         if failure is None:
             await stop_calls(0.0)  # a router finds its requests lost, and resumes them elsewhere
         await engine.close(STOP_S)
+        if grammars is not None:
+            await grammars.close()
     return failure
+
+
+def _grammars(config: GeneratorConfig) -> GrammarCompiler | None:
+    """The compiler of grammars; ``None``: they are refused.
+
+    It reads the vocabulary while the model loads, when nobody minds that this holds up other threads. Models
+    without a ``tokenizer.json`` need transformers for it, which must not be imported twice at the same time:
+    theirs waits for the first grammar.
+    """
+    if config.disable_grammar_support:
+        return None
+    from neuron_server.text.grammar import GrammarCompiler, load_vocabulary
+
+    directory = Path(config.model_path)
+    grammars = GrammarCompiler(lambda: load_vocabulary(directory, trust_remote_code=config.trust_remote_code))
+    if (directory / "tokenizer.json").is_file():
+        grammars.prepare()
+    return grammars
 
 
 def _policy(config: GeneratorConfig) -> Policy:
