@@ -1,7 +1,7 @@
 """From TGI's parameters to a request that is valid for the static shape, or the error that names the rule.
 
-Rules, their order and their texts are TGI's; where this server knows less than TGI (watermarks, adapters,
-grammars so far) the refusal names the field.
+Rules, their order and their texts are TGI's; where this server knows less than TGI (watermarks, adapters) the
+refusal names the field.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from neuron_server.config import RouterConfig
 from neuron_server.errors import ValidationError
 from neuron_server.request import GenerationRequest, SamplingParams
+from neuron_server.router.grammar import GrammarReader
 from neuron_server.router.tgi_schema import GenerateParameters
 from neuron_server.text.tokenizer import LONG_TEXT_CHARS, Tokenizer
 
@@ -65,6 +66,7 @@ class Validator:
         self._config = config
         self._tokenizer = tokenizer
         self._executor = executor
+        self._grammars = GrammarReader(executor, disabled=config.disable_grammar_support)
 
     async def validate(
         self,
@@ -89,8 +91,7 @@ class Validator:
         piece = min(max(room, 0) if requested is None else requested, _PIECE_TOKENS)
         self._check_length(len(ids), piece)
         on_length(len(ids))
-        if parameters.grammar is not None:
-            raise ValidationError("grammar is not supported")
+        grammar = None if parameters.grammar is None else await self._grammars.read(parameters.grammar)
         return ValidRequest(
             request=GenerationRequest(
                 input_ids=tuple(ids),
@@ -99,6 +100,7 @@ class Validator:
                 sampling=sampling,
                 stop_ids=self._tokenizer.eos_ids,
                 prompt_logprobs=parameters.decoder_input_details,
+                grammar=grammar,
             ),
             stops=tuple(parameters.stop),
             seed=sampling.seed if sampling.do_sample else None,
