@@ -23,7 +23,7 @@ class Constraining:
     Without ``compile`` every grammar is refused.
     """
 
-    def __init__(self, compile: Compile | None) -> None:
+    def __init__(self, compile: Compile | None) -> None:  # noqa: A002 - the word of the contract
         self._compile = compile
         self._tasks: dict[Ticket, asyncio.Task[None]] = {}
 

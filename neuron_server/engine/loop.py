@@ -13,8 +13,8 @@ from queue import Empty, SimpleQueue
 
 from neuron_server.backend import Backend, BackendInfo
 from neuron_server.engine.batcher import Batcher
-from neuron_server.engine.engine import Outcome
 from neuron_server.engine.constraining import Constraining
+from neuron_server.engine.engine import Outcome
 from neuron_server.engine.loop_session import LoopSession, Ticket
 from neuron_server.engine.schedule import Policy
 from neuron_server.engine.warmup import warm_up
@@ -58,7 +58,7 @@ class EngineLoop:
         load: Callable[[], Backend],
         policy: Policy | None = None,
         *,
-        compile: Compile | None = None,
+        compile: Compile | None = None,  # noqa: A002 - the word of the contract
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._load = load
@@ -283,9 +283,7 @@ class EngineLoop:
                 break
             if isinstance(command, _Submit):
                 try:
-                    batcher.submit(
-                        command.ticket, command.request, command.submitted_at, command.constraint
-                    )
+                    batcher.submit(command.ticket, command.request, command.submitted_at, command.constraint)
                 except NeuronTgiError as error:
                     refused.errors.append((command.ticket, error))
             elif command is not None:
