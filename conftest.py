@@ -1,9 +1,10 @@
 """The conformance table: which of TGI's 197 public cases the tests of this run show, and how they ended.
 
-A test that shows a case is marked with its number, ``@pytest.mark.case(35)`` (or several numbers; parameters
-may carry the mark). Where this server differs on purpose the test shows what it does instead and the mark says
-why: ``@pytest.mark.case(87, deviation=REAL_STATUS)``. ``tests/conformance.py`` has the cases and the reasons.
-The table is written to ``build/conformance.md`` after every run; cases whose tests were not run say so.
+A test that shows a case is marked with its number, ``@pytest.mark.case(35)`` (or several numbers;
+parameters may carry the mark). Where this server differs on purpose the test shows what it does instead and
+the mark says why: ``@pytest.mark.case(87, deviation=REAL_STATUS)``. ``tests/conformance.py`` has the cases
+and the reasons. The table is written to ``build/conformance.md`` after every run; cases whose tests were not
+run say so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TGI's public conformance cases by number, and why this server answers some of them differently.
 
-``/generate`` is meant where no route is named. *Text* is a refusal in plain words, *object* TGI's error object.
-The limits of the small servers: 5 tokens of prompt, 6 or 106 in total, 3 stop strings, 4 top tokens.
+``/generate`` is meant where no route is named. *Text* is a refusal in plain words, *object* TGI's error
+object. The limits of the small servers: 5 tokens of prompt, 6 or 106 in total, 3 stop strings, 4 top tokens.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ CASES: dict[int, str] = {
     125: "usage in a chunk of its own, on demand",
     126: "the chunk of the end-of-text token is empty and says stop",
     127: "the chunk of a stop string says stop_sequence",
-    128: "a prompt of 2000 tokens, streamed",
-    129: "no permit left, streamed",
+    128: "a prompt of 2000 tokens, a streamed chat",
+    129: "no permit left, a streamed chat",
     130: "a call taken apart token by token",
     131: "no_tool shows nothing and is answered in words",
     132: "tools behind the last message, for a template without them",

@@ -11,6 +11,8 @@ SCHEMA = "Failed to deserialize the JSON body into the target type: "
 SYNTAX = "Failed to parse the request body as JSON: "
 OK = {"max_new_tokens": 1}
 
+case = pytest.mark.case
+
 
 async def post(one, body: bytes, headers=JSON, path="/generate"):
     return await one.client.post(path, content=body, headers=headers)
@@ -21,7 +23,14 @@ def assert_text(answer, status, text):
     assert answer.text == text
 
 
-@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/xml"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({}, marks=case(44)),
+        {"content-type": "text/plain"},
+        {"content-type": "application/xml"},
+    ],
+)
 async def test_another_content_type_is_415(harness, headers):
     answer = await post(harness(), b'{"inputs":"a"}', headers)
     assert_text(answer, 415, "Expected request with `Content-Type: application/json`")
@@ -29,7 +38,12 @@ async def test_another_content_type_is_415(harness, headers):
 
 @pytest.mark.parametrize(
     "kind",
-    ["application/json; charset=utf-8", "application/problem+json", "Application/JSON", "application/json;x"],
+    [
+        pytest.param("application/json; charset=utf-8", marks=case(45)),
+        pytest.param("application/problem+json", marks=case(45)),
+        "Application/JSON",
+        "application/json;x",
+    ],
 )
 async def test_any_json_content_type_is_accepted(harness, kind):
     body = json.dumps({"inputs": "a", "parameters": OK}).encode()
@@ -39,8 +53,8 @@ async def test_any_json_content_type_is_accepted(harness, kind):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"", "EOF while parsing a value at line 1 column 0"),
-        (b'{"inputs":"a"', "EOF while parsing an object at line 1 column 13"),
+        pytest.param(b"", "EOF while parsing a value at line 1 column 0", marks=case(47)),
+        pytest.param(b'{"inputs":"a"', "EOF while parsing an object at line 1 column 13", marks=case(46)),
         (b"{", "EOF while parsing an object at line 1 column 1"),
         (b"nope", "expected value at line 1 column 1"),
         (b'{"inputs":"a",}', "key must be a string at line 1 column 15"),
@@ -70,19 +84,34 @@ async def test_as_deep_as_serde_goes_is_deep_enough(harness):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("{}", "missing field `inputs` at line 1 column 2"),
-        ('{"inputs":["a"]}', "inputs: invalid type: sequence, expected a string at line 1 column 10"),
-        ('{"inputs":1}', "inputs: invalid type: integer `1`, expected a string at line 1 column 11"),
-        ('{"inputs":null}', "inputs: invalid type: null, expected a string at line 1 column 14"),
+        pytest.param("{}", "missing field `inputs` at line 1 column 2", marks=case(48)),
+        pytest.param(
+            '{"inputs":["a"]}',
+            "inputs: invalid type: sequence, expected a string at line 1 column 10",
+            marks=case(49),
+        ),
+        pytest.param(
+            '{"inputs":1}',
+            "inputs: invalid type: integer `1`, expected a string at line 1 column 11",
+            marks=case(49),
+        ),
+        pytest.param(
+            '{"inputs":null}',
+            "inputs: invalid type: null, expected a string at line 1 column 14",
+            marks=case(49),
+        ),
         ("[1]", "invalid type: sequence, expected struct GenerateRequest at line 1 column 0"),
-        ('{"inputs":"a","inputs":"b"}', "duplicate field `inputs` at line 1 column 26"),
+        pytest.param(
+            '{"inputs":"a","inputs":"b"}', "duplicate field `inputs` at line 1 column 26", marks=case(58)
+        ),
         (
             '{"inputs":"a","parameters":{"top_k":1,\n"top_k":2}}',
             "parameters: duplicate field `top_k` at line 2 column 9",
         ),
-        (
+        pytest.param(
             '{"inputs":"a","parameters":null}',
             "parameters: invalid type: null, expected struct GenerateParameters at line 1 column 31",
+            marks=case(54),
         ),
     ],
 )
@@ -93,23 +122,25 @@ async def test_json_that_does_not_fit_is_422_text(harness, body, reason):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("max_new_tokens", -1, "invalid value: integer `-1`, expected u32"),
-        ("max_new_tokens", "20", 'invalid type: string "20", expected u32'),
-        ("max_new_tokens", 20.0, "invalid type: floating point `20.0`, expected u32"),
-        ("max_new_tokens", True, "invalid type: boolean `true`, expected u32"),
+        pytest.param("max_new_tokens", -1, "invalid value: integer `-1`, expected u32", marks=case(50)),
+        pytest.param("max_new_tokens", "20", 'invalid type: string "20", expected u32', marks=case(51)),
+        pytest.param(
+            "max_new_tokens", 20.0, "invalid type: floating point `20.0`, expected u32", marks=case(51)
+        ),
+        pytest.param("max_new_tokens", True, "invalid type: boolean `true`, expected u32", marks=case(51)),
         ("max_new_tokens", 2**32, "invalid value: integer `4294967296`, expected u32"),
-        ("seed", -1, "invalid value: integer `-1`, expected u64"),
-        ("seed", 1.5, "invalid type: floating point `1.5`, expected u64"),
+        pytest.param("seed", -1, "invalid value: integer `-1`, expected u64", marks=case(52)),
+        pytest.param("seed", 1.5, "invalid type: floating point `1.5`, expected u64", marks=case(52)),
         ("seed", 2**64, "invalid type: floating point `1.8446744073709552e+19`, expected u64"),
         ("best_of", -1, "invalid value: integer `-1`, expected usize"),
         ("truncate", "x", 'invalid type: string "x", expected usize'),
         ("top_k", 2**31, "invalid value: integer `2147483648`, expected i32"),
         ("temperature", "1.0", 'invalid type: string "1.0", expected f32'),
         ("temperature", True, "invalid type: boolean `true`, expected f32"),
-        ("stop", None, "invalid type: null, expected a sequence"),
-        ("stop", "x", 'invalid type: string "x", expected a sequence'),
-        ("do_sample", None, "invalid type: null, expected a boolean"),
-        ("do_sample", 1, "invalid type: integer `1`, expected a boolean"),
+        pytest.param("stop", None, "invalid type: null, expected a sequence", marks=case(55)),
+        pytest.param("stop", "x", 'invalid type: string "x", expected a sequence', marks=case(55)),
+        pytest.param("do_sample", None, "invalid type: null, expected a boolean", marks=case(55)),
+        pytest.param("do_sample", 1, "invalid type: integer `1`, expected a boolean", marks=case(55)),
         ("watermark", None, "invalid type: null, expected a boolean"),
         ("details", 0, "invalid type: integer `0`, expected a boolean"),
         ("decoder_input_details", "yes", 'invalid type: string "yes", expected a boolean'),
@@ -119,7 +150,7 @@ async def test_json_that_does_not_fit_is_422_text(harness, body, reason):
 )
 async def test_each_type_is_strict(harness, name, value, reason):
     answer = await harness().generate("a", **{name: value})
-    assert answer.status_code == 422
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "text/plain; charset=utf-8")
     assert answer.text.startswith(f"{SCHEMA}parameters.{name}: {reason} at line 1 column ")
 
 
@@ -140,8 +171,14 @@ async def test_an_unknown_grammar_type_is_422_text(harness):
 @pytest.mark.parametrize(
     "body",
     [
-        '{"inputs":"a","parameters":{"temperature":1,"top_k":null,"grammar":null,"max_new_tokens":1}}',
-        '{"inputs":"a","foo":1,"parameters":{"bar":2,"stop_sequences":["x"],"max_new_tokens":1}}',
+        pytest.param(
+            '{"inputs":"a","parameters":{"temperature":1,"top_k":null,"grammar":null,"max_new_tokens":1}}',
+            marks=case(56),
+        ),
+        pytest.param(
+            '{"inputs":"a","foo":1,"parameters":{"bar":2,"stop_sequences":["x"],"max_new_tokens":1}}',
+            marks=case(57),
+        ),
         '{"inputs":"a","foo":{"x":1,"x":2},"foo":3,"parameters":{"max_new_tokens":1}}',
         '{"inputs":"a","parameters":{"max_new_tokens":1}} and more',
         ' \n{"inputs":"\\ud83d\\ude00","parameters":{"max_new_tokens":1}}',
@@ -166,6 +203,14 @@ async def test_the_payload_limit_holds_to_the_byte(harness):
     )
 
 
+@pytest.mark.case(59)
+async def test_the_limit_is_two_million_bytes_unless_told_otherwise(harness):
+    body = b'{"inputs":"a","parameters":{"max_new_tokens":1}}'
+    assert (await post(harness(), body.ljust(2_000_000))).status_code == 200
+    answer = await post(harness(), body.ljust(2_000_001))
+    assert_text(answer, 413, "Failed to buffer the request body: length limit exceeded")
+
+
 async def test_a_chunked_body_is_cut_off_at_the_limit(harness):
     sent = 0
 
@@ -187,6 +232,7 @@ async def test_a_body_of_a_million_faults_is_refused_once(harness):
     assert "parameters.stop[0]" in answer.text
 
 
+@pytest.mark.case(91)
 async def test_a_refused_body_is_no_stream(harness):
     for path in ("/generate_stream", "/"):
         answer = await post(harness(), b"{}", path=path)
