@@ -37,6 +37,7 @@ async def test_a_client_that_leaves_while_queued_frees_what_it_held(harness, pat
     assert 'tgi_request_failure{err="dropped"} 1' in lines
 
 
+@pytest.mark.case(93)
 async def test_a_client_that_leaves_mid_stream_frees_what_it_held(harness):
     one = harness()
     wire = Wire(one.app, "/generate_stream", {"inputs": "Hello"})
@@ -70,6 +71,7 @@ async def test_events_go_out_one_by_one(harness):
     await wire.task
 
 
+@pytest.mark.case(92)
 async def test_a_slow_first_token_opens_the_stream_with_a_keep_alive(harness, monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
     monkeypatch.setattr(sse, "begin", lambda frames: begin(frames, patience_s=0.01))
@@ -105,8 +107,10 @@ async def run(frames, *, keep_alive_s, receive=None):
     return sent, task, closed
 
 
+@pytest.mark.case(92)
 async def test_keep_alives_repeat_while_nothing_happens_and_stop_with_the_stream():
     more = asyncio.Event()
+    assert sse.KEEP_ALIVE_S == 15
     sent, task, closed = await run(stream_of([b"1", more, b"2"]), keep_alive_s=0.005)
     assert await sent.get() == b"1"
     for _ in range(3):
