@@ -116,7 +116,8 @@ class TokenConstraint:
             self._ended = True
             return
         start = time.thread_time()
-        fine = token_id != self._compiled.end_id and self._matcher.validate_tokens([token_id]) == 1
+        known = token_id < self._compiled.vocab_size and token_id != self._compiled.end_id
+        fine = known and self._matcher.validate_tokens([token_id]) == 1
         if not fine and not self._matcher.is_error():
             raise ValueError(f"token {token_id} is not allowed by the grammar")
         self._history.append(token_id)
