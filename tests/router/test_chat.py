@@ -14,6 +14,7 @@ from raw_request import Wire
 from neuron_server.errors import GenerationError
 
 CALL = '{"function": {"_name": "get_weather", "location": "Zürich", "days": 2}}'
+case = pytest.mark.case
 TIMES = ["x-compute-time", "x-total-time", "x-validation-time", "x-queue-time", "x-inference-time"]
 
 
@@ -26,6 +27,7 @@ def refused(answer) -> tuple[int, str, str]:
 # -- words ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(98)
 async def test_an_answer_has_tgis_keys_in_tgis_order(harness, tokenizer):
     one = writes(harness(), tokenizer, "Grüezi")
     began = int(time.time())
@@ -60,6 +62,7 @@ async def test_the_fingerprint_ends_with_the_images_label(harness, monkeypatch):
     assert (await ask(harness(), max_tokens=1)).json()["system_fingerprint"].endswith("-sha-1234567")
 
 
+@pytest.mark.case(99)
 @pytest.mark.parametrize(
     ("model", "shown"), [(None, "M"), ("tgi", "M"), ("gpt-x", "gpt-x"), ("", ""), ('"é', '"é')]
 )
@@ -79,6 +82,7 @@ async def test_reasons_to_end_are_openais_but_for_stop_sequence(harness, tokeniz
         assert choice["message"]["content"] == ("abc" if reason == "stop" else "ab")
 
 
+@pytest.mark.case(100, 101, 104)
 async def test_temperature_zero_is_greedy_and_everything_else_samples(harness):
     one = harness()
     for fields, samples in (({"temperature": 0}, False), ({"temperature": 0.0}, False), ({}, True)):
@@ -96,10 +100,12 @@ async def test_temperature_zero_is_greedy_and_everything_else_samples(harness):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"temperature": -1}, "`temperature` must be strictly positive"),
-        ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
-        ({"presence_penalty": -2}, "`repetition_penalty` must be strictly positive"),
-        ({"top_logprobs": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+        pytest.param({"temperature": -1}, "`temperature` must be strictly positive", marks=case(102)),
+        pytest.param({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0", marks=case(103)),
+        pytest.param(
+            {"presence_penalty": -2}, "`repetition_penalty` must be strictly positive", marks=case(104)
+        ),
+        pytest.param({"top_logprobs": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6", marks=case(110)),
         ({"max_tokens": 0}, "`max_new_tokens` must be strictly positive"),
     ],
 )
@@ -109,6 +115,7 @@ async def test_parameters_are_checked_as_tgis(harness, fields, text, streamed):
     assert refused(answer) == (422, "validation", f"Input validation error: {text}")
 
 
+@pytest.mark.case(109)
 async def test_log_probabilities_have_no_bytes_and_are_shown_only_when_asked_for(harness):
     one = harness(script=(40, 41))
     choice = (await ask(one, max_tokens=2, logprobs=True, top_logprobs=2)).json()["choices"][0]
@@ -132,6 +139,7 @@ async def test_a_log_probability_that_nobody_computed_is_null(harness):
     assert content[0]["logprob"] is None
 
 
+@pytest.mark.case(107, 108)
 async def test_there_is_one_choice_whatever_n_says(harness):
     answer = await ask(harness(), n=3, logit_bias=None, tool_choice=None, max_tokens=1)
     assert len(answer.json()["choices"]) == 1
@@ -140,11 +148,11 @@ async def test_there_is_one_choice_whatever_n_says(harness):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"logit_bias": {"1": 2}},
-        {"stream_options": None},
-        {"max_tokens": 5, "max_completion_tokens": 5},
-        {"messages": [{"role": "user", "content": None}]},
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        pytest.param({"logit_bias": {"1": 2}}, marks=case(107)),
+        pytest.param({"stream_options": None}, marks=case(108)),
+        pytest.param({"max_tokens": 5, "max_completion_tokens": 5}, marks=case(105)),
+        pytest.param({"messages": [{"role": "user", "content": None}]}, marks=case(111)),
+        pytest.param({"tools": [{"type": "function", "function": {"name": "f"}}]}, marks=case(119)),
         {"messages": None},
     ],
 )
@@ -185,7 +193,10 @@ RAISES = (
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(
     ("template", "text", "counts"),
-    [(None, "template not found", False), (RAISES, "one at a time", True)],
+    [
+        pytest.param(None, "template not found", False, marks=case(115)),
+        pytest.param(RAISES, "one at a time", True, marks=case(116)),
+    ],
 )
 async def test_what_the_template_refuses_has_a_real_status(harness, streamed, template, text, counts):
     one = harness(chat_template=template)
@@ -220,6 +231,7 @@ async def test_a_server_that_is_loading_or_draining_refuses(harness):
 # -- tools ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(121)
 async def test_a_call_is_a_message_without_content(harness, tokenizer):
     one = writes(harness(), tokenizer, CALL)
     for choice in (
@@ -258,6 +270,7 @@ async def test_a_call_whose_id_would_not_be_the_first_still_has_id_0(harness, to
     assert answer.json()["choices"][0]["message"]["tool_calls"][0]["id"] == "0"
 
 
+@pytest.mark.case(120)
 async def test_tools_that_are_not_wanted_leave_an_ordinary_chat(harness, tokenizer):
     one = writes(harness(), tokenizer, "Hello")
     for fields in ({"tool_choice": "none", "tools": [WEATHER]}, {"tool_choice": "required", "tools": []}):
@@ -266,6 +279,7 @@ async def test_tools_that_are_not_wanted_leave_an_ordinary_chat(harness, tokeniz
     assert [request.grammar for request in one.source.requests] == [None, None]
 
 
+@pytest.mark.case(131)
 async def test_declining_to_call_answers_from_a_second_generation_without_tools(harness, tokenizer):
     one = writes(harness(), tokenizer, NO_TOOL, "Hello")
     plain = await ask(writes(harness(), tokenizer, "Hello"))
@@ -294,6 +308,7 @@ async def test_a_required_tool_that_happens_to_be_called_no_tool_is_called(harne
     assert message["tool_calls"][0]["function"] == {"description": None, "name": "no_tool", "arguments": "{}"}
 
 
+@pytest.mark.case(117, 118)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_tools_that_do_not_fit_are_refused_with_a_real_status(harness, streamed):
     one = harness()
@@ -307,6 +322,7 @@ async def test_tools_that_do_not_fit_are_refused_with_a_real_status(harness, str
     assert not [line for line in counted(one) if line.startswith("tgi_request_failure")]
 
 
+@pytest.mark.case(122)
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("tools", [[], [WEATHER]])
 async def test_without_grammars_there_are_no_tools(harness, streamed, tools):

@@ -28,6 +28,7 @@ def arguments(deltas) -> str:
     return "".join(delta.arguments for delta in deltas if delta is not None)
 
 
+@pytest.mark.case(130)
 def test_the_weather_call_comes_out_as_tgis_does():
     stream, deltas = feed(WEATHER)
     assert deltas[:11] == [None] * 11
@@ -38,6 +39,7 @@ def test_the_weather_call_comes_out_as_tgis_does():
     assert stream.complete
 
 
+@pytest.mark.case(131)
 def test_no_tool_is_known_with_its_last_quote_and_nothing_comes_before():
     stream, deltas = feed([*WEATHER[:8], "no", "_tool", '",'])
     assert deltas[:10] == [None] * 10
