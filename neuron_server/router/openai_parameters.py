@@ -22,7 +22,7 @@ def chat_parameters(request: ChatRequest, grammar: GrammarType | None = None) ->
         temperature=None if greedy else request.temperature,
         repetition_penalty=None if penalty is None else penalty + 2.0,
         frequency_penalty=request.frequency_penalty,
-        top_p=request.top_p,
+        top_p=_top_p(request.top_p, greedy=greedy),
         max_new_tokens=request.max_tokens,
         stop=request.stop or [],
         details=True,
@@ -40,12 +40,20 @@ def completion_parameters(request: CompletionRequest) -> GenerateParameters:
         temperature=None if greedy else request.temperature,
         repetition_penalty=request.repetition_penalty,
         frequency_penalty=request.frequency_penalty,
-        top_p=request.top_p,
+        top_p=_top_p(request.top_p, greedy=greedy),
         max_new_tokens=request.max_tokens,
         stop=request.stop or [],
         details=True,
         seed=request.seed,
     )
+
+
+def _top_p(top_p: float | None, *, greedy: bool) -> float | None:
+    """Temperature 0 asks for the likeliest token, whatever ``top_p`` says: alone it would turn sampling on.
+
+    One that is out of range stays, to be refused.
+    """
+    return None if greedy and top_p is not None and 0.0 < top_p < 1.0 else top_p
 
 
 def _is_zero(temperature: float | None) -> bool:

@@ -67,3 +67,9 @@ def test_the_rest_of_a_completion_has_a_parameter_each():
     assert (parameters.max_new_tokens, parameters.stop, parameters.seed) == (5, ["x"], 7)
     assert (parameters.top_p, parameters.frequency_penalty, parameters.repetition_penalty) == (0.5, 1.0, 1.5)
     assert parameters.adapter_id is None
+
+
+@pytest.mark.parametrize("make", [of_chat, of_completion])
+def test_temperature_zero_is_greedy_whatever_top_p_says(make):
+    assert make(temperature=0, top_p=0.9).top_p is None
+    assert make(temperature=0, top_p=1.0).top_p == 1.0  # to be refused, as ever
