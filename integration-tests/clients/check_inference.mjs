@@ -6,7 +6,7 @@ import { InferenceClient } from "@huggingface/inference";
 const url = process.argv[2];
 const endpoint = new InferenceClient("-").endpoint(url);
 const inputs = "The list type is";
-const parameters = { max_new_tokens: 8, return_full_text: false };
+const parameters = { max_new_tokens: 8, return_full_text: false, temperature: 0 };
 const conversation = { messages: [{ role: "user", content: "Hello" }], max_tokens: 8, temperature: 0 };
 
 async function all(stream) {

@@ -47,7 +47,7 @@ def stream_chat(url: str) -> None:
 
 
 def error(url: str) -> None:
-    with refused(litellm.exceptions.APIError, "temperature"):
+    with refused(litellm.exceptions.BadRequestError, "temperature"):
         _chat(url, temperature=-1)
 
 
