@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from backends.checked_batch import Alone, Batch
+from conformance import NO_SHARD_RPC
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from neuron_server import errors
@@ -300,6 +301,7 @@ def test_refused_prefills_change_nothing(busy: Batch, rows: Any, error: type[Exc
     assert str(caught.value)
 
 
+@pytest.mark.case(181, deviation=NO_SHARD_RPC)
 @pytest.mark.parametrize(("rows", "error"), REFUSED_DECODES, ids=lambda p: getattr(p, "__name__", None))
 def test_refused_decodes_change_nothing(busy: Batch, rows: Any, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from conformance import NO_SHARD_RPC
 from model_backend import ModelBackend, expected_events, history_logits, random_request, without_times
 
 from neuron_server.backend import DecodeRow, Output, PrefillRow
@@ -73,6 +74,20 @@ def test_the_lowest_free_slot_is_taken_first(mode: str) -> None:
     assert sorted(run.backend.live) == [0, 2]
     run.place(d=ask(7, 8))
     assert sorted(run.backend.live) == [0, 1, 2]
+
+
+@pytest.mark.case(179, deviation=NO_SHARD_RPC)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_prompt_placed_later_says_the_same_beside_the_first(mode: str) -> None:
+    run = Run(ModelBackend(4, 24, mode=mode))
+    run.place(a=ask(1, 2, 3, new=9))
+    run.step(3)
+    run.place(b=ask(1, 2, 3, new=9))
+    assert (len(run.events["a"]), len(run.events["b"])) == (4, 1)
+    run.finish()
+    assert without_times(run.events["a"]) == without_times(run.events["b"])
+    assert [len(rows) for call, rows in run.backend.calls if call == "decode"] == [1] * 3 + [2] * 5 + [1] * 3
+    assert not run.backend.live
 
 
 def test_insert_prefills_one_at_a_time_and_leaves_others_alone() -> None:
@@ -200,6 +215,7 @@ def test_releasing_what_is_unknown_or_finished_does_nothing() -> None:
     assert run.engine.free_slots == 4
 
 
+@pytest.mark.case(175)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_joiner_the_backend_refuses_fails_alone(mode: str) -> None:
     def refuse(rows: list[PrefillRow]) -> None:

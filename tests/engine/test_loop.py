@@ -35,6 +35,15 @@ async def test_64_streams_at_once_are_each_as_alone(mode: str) -> None:
     assert backend.closed == 1
 
 
+@pytest.mark.case(71)
+@pytest.mark.parametrize("mode", ["insert", "rebuild"])
+async def test_four_equal_requests_at_once_make_the_same_tokens(mode: str) -> None:
+    request = ask(1, 2, 3, new=20)
+    async with running(ModelBackend(3, 30, mode=mode), Policy()) as loop:  # one of them has to wait
+        answers = await asyncio.gather(*(collect(loop, request) for _ in range(4)))
+    assert [without_times(events) for events in answers] == [expected_events(request, 50)] * 4
+
+
 async def test_health_answers_while_a_prefill_runs() -> None:
     gate = Gate()
     async with running(ModelBackend(2, 30, on_prefill=gate)) as loop:

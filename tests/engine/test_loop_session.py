@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conformance import NO_SHARD_RPC
 from gated_loop import Gate, ask, collect, finished, running, take, tokens_of
 from model_backend import ModelBackend, expected_events, without_times
 
@@ -50,6 +51,8 @@ async def test_a_slow_consumer_gets_its_steps_merged_in_order() -> None:
         assert steps[0].free_slots == 4
 
 
+@pytest.mark.case(93)
+@pytest.mark.case(176, deviation=NO_SHARD_RPC)
 async def test_a_cancel_frees_the_slot_before_the_next_decode() -> None:
     gate = Gate()
     backend = ModelBackend(2, 30, on_decode=gate)
@@ -89,6 +92,28 @@ async def test_cancelled_while_queued_never_prefills() -> None:
         assert [rows for call, rows in backend.calls if call == "prefill"] == [[(0, 2)], [(0, 2)]]
 
 
+@pytest.mark.case(178)
+@pytest.mark.parametrize("mode", ["insert", "rebuild"])
+async def test_cancelled_during_its_own_prefill_it_leaves_those_that_run_as_they_are(mode: str) -> None:
+    gate = Gate()
+    backend = ModelBackend(2, 30, mode=mode, on_prefill=gate)
+    async with running(backend) as loop:
+        runs, joins = loop.open_session(), loop.open_session()
+        stays = ask(1, 2, new=20)
+        runs.submit(1, stays)
+        steps = [await anext(runs.steps())]
+        gate.closed = True
+        joins.submit(1, ask(3, 4, new=20))
+        await gate.entered()  # the joiner's prefill, with the running request in it where it rebuilds
+        joins.cancel(1)
+        gate.open()
+        steps += await take(runs, finished(1))
+        assert without_times(tokens_of(steps, 1)) == expected_events(stays, 50)
+        assert len([call for call, _ in backend.calls if call == "prefill"]) == 2
+        assert loop.status.free_slots == 2
+        assert await collect(loop, ask(5, 6))
+
+
 async def test_a_cancelled_id_can_be_used_again_and_hears_nothing_of_its_past() -> None:
     gate = Gate()
     async with running(ModelBackend(2, 30, on_decode=gate)) as loop:
@@ -117,6 +142,7 @@ async def test_an_id_that_is_still_open_ends_both_requests() -> None:
         assert loop.status.free_slots == 2
 
 
+@pytest.mark.case(93)
 async def test_closing_a_stream_early_frees_its_slot() -> None:
     backend = ModelBackend(1, 30)
     async with running(backend) as loop:
@@ -126,6 +152,7 @@ async def test_closing_a_stream_early_frees_its_slot() -> None:
         assert await collect(loop, ask(3, 4))  # could not run otherwise
 
 
+@pytest.mark.case(177, deviation=NO_SHARD_RPC)
 async def test_closing_a_session_cancels_all_of_it_and_ends_its_steps() -> None:
     gate = Gate()
     backend = ModelBackend(2, 30, on_decode=gate)

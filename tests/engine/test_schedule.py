@@ -1,4 +1,5 @@
 import pytest
+from conformance import NO_SHARD_RPC
 
 from neuron_server.engine.schedule import Occupancy, Policy, admit, may_prefill
 
@@ -83,3 +84,50 @@ def test_the_stall_bound_lets_the_first_prefill_through() -> None:
     assert not may_prefill(policy, 0.5)
     assert may_prefill(Policy(max_prefill_stall_s=0.0), 0.0)
     assert not may_prefill(Policy(max_prefill_stall_s=0.0), 0.001)
+
+
+# -- TGI's own examples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.case(171)
+@pytest.mark.parametrize("mode", ["insert", "rebuild"])
+def test_padded_prompts_cost_the_longest_of_them_each(mode: str) -> None:
+    assert joins([4, 4, 4], prefill=10, mode=mode) == 2
+    assert joins([4, 4, 4], prefill=12, mode=mode) == 3
+
+
+@pytest.mark.case(172)
+@pytest.mark.parametrize("mode", ["insert", "rebuild"])
+def test_a_long_prompt_behind_a_short_one_waits_if_both_padded_are_too_much(mode: str) -> None:
+    assert joins([2, 6], prefill=10, mode=mode) == 1
+    assert joins([2, 6], prefill=12, mode=mode) == 2
+
+
+@pytest.mark.case(173)
+@pytest.mark.parametrize("mode", ["insert", "rebuild"])
+def test_four_that_run_want_one_in_company_or_four(mode: str) -> None:
+    assert joins([10], running=4, ratio=0.3, mode=mode) == 1
+    assert [joins([10], running=4, ratio=1.2, steps=n, mode=mode) for n in (0, 18, 19)] == [0, 0, 1]
+    assert joins([10] * 4, running=4, ratio=1.2, mode=mode) == 4
+
+
+@pytest.mark.case(174)
+@pytest.mark.parametrize("mode", ["insert", "rebuild"])
+def test_a_full_batch_takes_nobody_however_long_they_waited(mode: str) -> None:
+    assert joins([10] * 3, running=4, free=0, steps=99, mode=mode) == 0
+
+
+@pytest.mark.case(170, deviation=NO_SHARD_RPC)
+def test_tgis_table_of_its_queue_as_far_as_it_is_about_who_joins() -> None:
+    """Its minimum is the company that running requests want, its maximum the free slots.
+
+    Its token budgets are one here, that of prefills: every slot has its T tokens from the start.
+    """
+    assert joins([]) == joins([], running=4) == 0
+    assert joins([2, 2], prefill=4) == 2
+    assert joins([2], running=7) == 0  # two are wanted
+    assert joins([2, 2], running=7) == 2
+    assert joins([2, 2], free=1) == 1
+    assert joins([2, 2], prefill=2) == 1
+    assert joins([2, 2], prefill=6) == 2
+    assert joins([2], prefill=0) == 1  # TGI: never, and nothing behind it either

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from conformance import NO_SHARD_RPC
 from model_backend import ModelBackend
 
 from neuron_server.backend import Output
@@ -9,6 +10,7 @@ from neuron_server.errors import ModelError
 MODES = ["insert", "rebuild"]
 
 
+@pytest.mark.case(180, deviation=NO_SHARD_RPC)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("slots", "length"), [(1, 2), (1, 3), (4, 2), (5, 20), (32, 64)])
 def test_runs_every_path_and_leaves_every_slot_free(mode: str, slots: int, length: int) -> None:

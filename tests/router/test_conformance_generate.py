@@ -170,6 +170,20 @@ async def test_a_failure_in_mid_stream_is_one_event_byte_for_byte(harness):
     await wire.task
 
 
+@pytest.mark.case(175)
+async def test_a_request_whose_prefill_fails_is_a_424_and_the_running_ones_go_on(harness):
+    one = harness()
+    one.script("joins", BackendError("no room"))
+    wire = Wire(one.app, "/generate_stream", {"inputs": "Hello", "parameters": {"max_new_tokens": 2}})
+    assert b'"index":1,' in await wire.body()
+    answer = await one.generate("joins")
+    assert answer.status_code == 424
+    text = "Request failed during generation: Server error: no room"
+    assert answer.json() == {"error": text, "error_type": "generation"}
+    assert b'"generated_text":"hh"' in await wire.body()
+    await wire.task
+
+
 @pytest.mark.case(97, deviation=NO_SHARD_RPC)
 async def test_after_a_failure_health_is_what_the_generator_says_and_new_requests_work(harness):
     """TGI asks its shard for a prefill; here a generator that cannot go on says so itself, and ends."""

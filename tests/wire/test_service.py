@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from conformance import NO_SHARD_RPC
 
 from neuron_server.errors import GenerationError
 from neuron_server.event import FinishReason, TokenEvent
@@ -69,6 +70,7 @@ async def test_the_socket_file_goes_with_the_server(source, uds_path):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.case(182, deviation=NO_SHARD_RPC)
 async def test_info_says_what_is_constant(channel):
     answer = await info(channel)
     assert (answer.batch_size, answer.max_length, answer.vocab_size) == (4, 128, 1000)
