@@ -10,7 +10,14 @@ import orjson
 
 from neuron_server.errors import NeuronTgiError, NoChatTemplateError
 from neuron_server.router.openai_parameters import chat_parameters
-from neuron_server.router.openai_schema import ChatRequest, FunctionDefinition, Message, TextChunk, Tool
+from neuron_server.router.openai_schema import (
+    ChatRequest,
+    FunctionDefinition,
+    Message,
+    MessageChunk,
+    TextChunk,
+    Tool,
+)
 from neuron_server.router.service import GenerationService
 from neuron_server.router.tgi_schema import GenerateParameters
 from neuron_server.router.tools import ToolPlan, choose
@@ -25,7 +32,7 @@ TOOL_PROMPT = (
 )
 
 #: Longer conversations are rendered in a thread, so that streams go on meanwhile.
-_MANY_MESSAGES = 64
+_MANY_PIECES = 64
 
 #: JSON that goes to the template (``Any``: a tool's parameters are any JSON).
 Json = dict[str, Any]
@@ -89,9 +96,11 @@ def text_of(message: Message) -> str:
         return orjson.dumps(calls).decode()
     if isinstance(content, str):
         return content
-    return "".join(
-        chunk.text if isinstance(chunk, TextChunk) else f"![]({chunk.image_url.url})" for chunk in content
-    )
+    return "".join(map(_text_of_chunk, content))
+
+
+def _text_of_chunk(chunk: MessageChunk) -> str:
+    return chunk.text if isinstance(chunk, TextChunk) else f"![]({chunk.image_url.url})"
 
 
 def _tool(tool: Tool) -> Json:
@@ -109,8 +118,10 @@ def _function(function: FunctionDefinition) -> Json:
 
 def _is_long(messages: Sequence[Message]) -> bool:
     """Whether rendering them takes long enough to be noticed."""
-    if len(messages) > _MANY_MESSAGES:
-        return True
-    return sum(len(m.content) for m in messages if isinstance(m.content, str)) > LONG_TEXT_CHARS or any(
-        isinstance(m.content, list) and len(m.content) > _MANY_MESSAGES for m in messages
-    )
+    pieces: list[str | MessageChunk] = []
+    for message in messages:
+        content = message.content
+        pieces += [content] if isinstance(content, str) else content or [""]
+        if len(pieces) > _MANY_PIECES:
+            return True
+    return sum(len(p if isinstance(p, str) else _text_of_chunk(p)) for p in pieces) > LONG_TEXT_CHARS
