@@ -95,7 +95,8 @@ def _greedy_all(logits: npt.NDArray[np.float32]) -> list[Choice | None]:
         sound = np.isfinite(peaks[:, 0])  # (r,)
         z = np.subtract(block, np.where(sound[:, None], peaks, 0), out=scratch[: len(block)])  # (r, V)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # in rows that are not sound
-            logprobs = -np.log(np.exp(z, out=z).sum(axis=1, dtype=np.float32).astype(np.float64))  # (r,)
+            total = np.exp(z, out=z).sum(axis=1, dtype=np.float32).astype(np.float64)  # (r,)
+            logprobs = 0.0 - np.log(total)  # (r,) never -0.0
         for token, logprob, fine in zip(
             tokens.tolist(), logprobs.astype(np.float32).tolist(), sound.tolist(), strict=True
         ):
