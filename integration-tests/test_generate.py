@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from conformance import NO_SHARD_RPC
 
 PROMPT = "The list type is"
 
@@ -69,6 +70,7 @@ def test_greedy_has_no_seed_and_real_logprobs(demo):
         assert top[0]["logprob"] == token["logprob"] >= top[1]["logprob"] >= top[2]["logprob"]
 
 
+@pytest.mark.case(81)
 def test_prompt_logprobs_start_with_null(demo):
     prefill = generate(demo, max_new_tokens=1, decoder_input_details=True)["details"]["prefill"]
     assert prefill[0]["logprob"] is None
@@ -84,6 +86,7 @@ def test_a_stop_string_ends_the_text_and_stays_in_it(demo):
     assert answer["generated_text"] == whole[: whole.index(stop) + len(stop)]
 
 
+@pytest.mark.case(32)
 def test_an_enormous_max_new_tokens_is_accepted_and_ends_within_the_slot(launch, demo):
     server = launch("--max-total-tokens", "1040", "--max-input-tokens", "16").wait_ready()
     answer = generate(server, max_new_tokens=100_000)
@@ -91,6 +94,8 @@ def test_an_enormous_max_new_tokens_is_accepted_and_ends_within_the_slot(launch,
     assert answer["details"]["generated_tokens"] <= 1040
 
 
+@pytest.mark.case(177, deviation=NO_SHARD_RPC)
+@pytest.mark.case(93)
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(demo, stream):
     def abandon() -> None:
@@ -114,6 +119,29 @@ def test_a_client_that_leaves_frees_its_slot(demo, stream):
     pytest.fail(f"{running} never fell to 0 after the clients had left")
 
 
+@pytest.mark.case(61)
+@pytest.mark.parametrize("path", ["/health", "/info"])
+def test_head_has_the_headers_of_get_and_no_body(demo, path):
+    def raw(method: str) -> tuple[list[bytes], bytes]:
+        with socket.create_connection(("127.0.0.1", demo.port)) as s:
+            s.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            head, _, body = s.makefile("rb").read().partition(b"\r\n\r\n")
+        return [line for line in head.split(b"\r\n") if not line.startswith(b"date:")], body
+
+    head, body = raw("HEAD")
+    assert head[0] == b"HTTP/1.1 200 OK"
+    assert (head, body) == (raw("GET")[0], b"")
+
+
+@pytest.mark.case(71)
+def test_four_equal_greedy_requests_at_once_say_the_same(demo):
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: generate(demo, max_new_tokens=30), range(4)))
+    assert len({answer["generated_text"] for answer in answers}) == 1
+    assert answers[0]["generated_text"]
+
+
+@pytest.mark.case(71)
 def test_one_bad_request_does_not_touch_its_neighbours(demo):
     alone = token_ids(generate(demo, max_new_tokens=40))
     with ThreadPoolExecutor(8) as pool:

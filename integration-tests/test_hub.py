@@ -11,6 +11,7 @@ import signal
 import httpx
 import pytest
 from backends.fake_hub import COMMIT, Hub, serving
+from conformance import OWN_EXIT_STATUS
 from harness import DEMO_MODEL
 
 MODEL_ID = "org/model"
@@ -88,6 +89,7 @@ def test_what_the_hub_does_not_give_is_named_and_nothing_starts(launch_from, hub
     assert "Starting shard" not in server.output
 
 
+@pytest.mark.case(187, deviation=OWN_EXIT_STATUS)
 def test_a_failed_download_ends_with_tgis_last_line_and_the_reason_in_the_log(launch_from, hub):
     hub.failures[MODEL_ID] = (500, "")
     server = launch_from()

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from conformance import DRAINS, OWN_EXIT_STATUS, RESTARTED
 from harness import DEMO_MODEL, LAUNCHER, Server, alive, free_port, wait_gone
 
 BODY = {"inputs": "The list type is", "parameters": {"max_new_tokens": 200, "details": True}}
@@ -69,6 +70,7 @@ def test_ready_line_shows_an_address_and_a_curl_to_paste(launch):
     assert f"127.0.0.1:{server.port}" in server.output
 
 
+@pytest.mark.case(190, deviation=DRAINS)
 def test_sigterm_lets_a_running_stream_finish_and_refuses_new_requests(launch, endless_model):
     server = launch("--model-id", str(endless_model)).wait_ready()
     refused = []
@@ -95,6 +97,7 @@ def test_ctrl_c_ends_with_code_0_and_leaves_no_process(launch):
     assert wait_gone(children) == []
 
 
+@pytest.mark.case(189, deviation=RESTARTED)
 def test_a_killed_generator_is_restarted_and_its_streams_go_on(launch, endless_model):
     server = launch("--model-id", str(endless_model)).wait_ready()
     body = {
@@ -234,6 +237,7 @@ def test_two_servers_run_side_by_side_with_default_sockets(launch):
     ).is_success
 
 
+@pytest.mark.case(188, deviation=OWN_EXIT_STATUS)
 def test_a_generator_that_cannot_start_ends_with_tgis_last_line(launch, tmp_path):
     path = tmp_path / "broken"
     shutil.copytree(DEMO_MODEL, path)
@@ -247,6 +251,7 @@ def test_a_generator_that_cannot_start_ends_with_tgis_last_line(launch, tmp_path
     assert server.lines[-1] == "Error: ShardCannotStart"
 
 
+@pytest.mark.case(189, deviation=OWN_EXIT_STATUS)
 def test_without_restarts_a_killed_generator_ends_the_service_as_in_tgi(launch):
     server = launch("--max-restarts", "0").wait_ready()
     children = server.children()
@@ -259,6 +264,7 @@ def test_without_restarts_a_killed_generator_ends_the_service_as_in_tgi(launch):
     assert wait_gone(list(children.values())) == []
 
 
+@pytest.mark.case(191)
 def test_a_request_longer_than_the_grace_is_cut_off_and_the_end_is_orderly(launch, endless_model):
     slow = ("--backend", "cpu", "--simulated-clock", "0.01:1=0.5,4=0.5")
     server = launch("--model-id", str(endless_model), "-g", "1", *slow).wait_ready()
@@ -305,6 +311,7 @@ def test_with_json_output_every_line_is_an_object_in_the_form_of_its_program(tmp
     assert any(e["message"] == "Connected" for e in routers)
 
 
+@pytest.mark.case(193)
 def test_what_a_generator_prints_besides_its_log_is_shown_at_debug_level_only(launch, tmp_path):
     path = tmp_path / "talkative"
     path.mkdir()

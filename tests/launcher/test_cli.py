@@ -48,15 +48,17 @@ def test_an_unknown_flag_is_a_usage_error():
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (
+        pytest.param(
             ("--max-input-tokens", "10", "--max-input-length", "10"),
             'Error: ArgumentValidation("Both `max_input_tokens` (10) and `max_input_length` (10) are set. '
             "Please define only `max_input_tokens` as `max_input_length is deprecated for naming "
             'consistency.")',
+            marks=pytest.mark.case(183),
         ),
-        (
+        pytest.param(
             ("--max-input-tokens", "10", "--max-total-tokens", "10"),
             'Error: ArgumentValidation("`max_input_tokens`(10) must be < `max_total_tokens`(10)")',
+            marks=pytest.mark.case(184),
         ),
         (("--num-shard", "0"), 'Error: ArgumentValidation("`num_shard` cannot be < 1")'),
     ],
@@ -95,6 +97,7 @@ def test_a_model_without_weights_and_a_damaged_one(tmp_path):
     assert run("--model-id", str(tmp_path)).returncode == exit_code("config_corrupt")
 
 
+@pytest.mark.case(186)
 def test_a_port_in_use_names_flag_and_holder():
     with socket.create_server(("0.0.0.0", 0)) as server:
         port = server.getsockname()[1]

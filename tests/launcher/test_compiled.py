@@ -45,18 +45,21 @@ def refused(*args: object, **kwargs: object) -> tuple[str, str]:
     return caught.value.rule, str(caught.value)
 
 
+@pytest.mark.case(194)
 def test_with_nothing_set_the_model_decides():
     got = values(started())
     assert (got["max_batch_size"], got["max_total_tokens"], got["cores"]) == ("4", "4096", "2")
     assert (got["max_input_tokens"], got["max_batch_prefill_tokens"]) == ("2048", "8192")
 
 
+@pytest.mark.case(195)
 def test_a_larger_batch_size_than_compiled_is_refused():
     rule, text = refused(environ={"MAX_BATCH_SIZE": "8"})
     assert rule == "batch_size"
     assert "--max-batch-size is 8 (environment MAX_BATCH_SIZE)" in text
 
 
+@pytest.mark.case(196)
 def test_a_smaller_variable_becomes_the_compiled_value_and_is_told():
     made = started(environ={"MAX_BATCH_SIZE": "2", "MAX_TOTAL_TOKENS": "1024"})
     got = values(made)
@@ -88,6 +91,7 @@ ALL_SIX = {
 }
 
 
+@pytest.mark.case(197)
 def test_where_all_six_are_set_the_users_values_are_kept():
     made = started(environ=ALL_SIX)
     got = values(made)

@@ -42,6 +42,7 @@ def test_a_temporary_directory_that_cannot_be_written_names_the_way_out(tmp_path
     assert caught.value.rule == "socket"
 
 
+@pytest.mark.case(192)
 def test_a_placed_socket_is_cleared_before_and_removed_after(tmp_path):
     stale(tmp_path / "s-0")
     plan = planned(shard_uds_path=str(tmp_path / "s"))

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from conformance import OWN_EXIT_STATUS, RESTARTED
 from planning import planned, runs
 
 from launcher.exit_codes import LaunchError
@@ -72,6 +73,7 @@ def place(lines: list[str], text: str) -> int:
     return next(i for i, line in enumerate(lines) if text in line)
 
 
+@pytest.mark.case(190)
 async def test_router_first_then_ready_then_stopped_in_order_with_nothing_left(scene, heard):
     async with scene() as made:
         await heard.until("^Ready: ")
@@ -121,6 +123,7 @@ async def test_the_key_travels_in_the_environment(scene, heard):
 # -- what cannot start ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(188, deviation=OWN_EXIT_STATUS)
 @pytest.mark.parametrize(
     ("status", "rule"), [(3, "model"), (4, "device_failed"), (2, "generator_start"), (1, "generator_start")]
 )
@@ -171,6 +174,7 @@ async def test_a_failure_in_the_middle_of_starting_stops_what_runs(scene, env, t
 # -- what happens later --------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(189, deviation=RESTARTED)
 async def test_a_generator_that_dies_is_reported_and_restarted(scene, heard):
     async with scene() as made:
         await heard.until("^Ready: ")
@@ -199,6 +203,7 @@ async def test_a_generator_that_dies_too_often_ends_everything(scene, heard):
     assert heard.text.count("Shard 0 crashed") == 3
 
 
+@pytest.mark.case(189)
 async def test_without_restarts_the_first_crash_is_the_end_as_in_tgi(scene, heard):
     async with scene(max_restarts=0) as made:
         await heard.until("^Ready: ")
@@ -219,6 +224,7 @@ async def test_huge_lines_of_a_child_do_not_stop_anything(scene, heard):
 # -- stopping ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(191)
 async def test_a_router_that_does_not_end_is_killed_after_its_time(scene, heard, monkeypatch):
     monkeypatch.setattr("launcher.supervisor._ROUTER_MARGIN_S", 0.05)
     async with scene({"ROUTER": "stubborn"}, graceful_termination_timeout=0) as made:
@@ -280,6 +286,22 @@ async def test_placed_sockets_are_removed_at_the_end(scene, heard, tmp_path):
         made.stopping.ask("SIGTERM")
         await made.run
     assert not (tmp_path / "s-0").exists()
+
+
+@pytest.mark.case(192)
+async def test_a_stale_socket_is_removed_before_the_generator_starts_and_is_no_readiness(
+    scene, heard, tmp_path
+):
+    os.mkfifo(tmp_path / "gate")
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(tmp_path / "s-0"))
+    late = {"GENERATOR": "late", "GATE": str(tmp_path / "gate")}
+    async with scene(late, shard_uds_path=str(tmp_path / "s")):
+        await heard.until(r"Waiting for shard to be ready\.\.\. \(loading\)")
+        assert not (tmp_path / "s-0").exists()
+        assert "Shard ready in" not in heard.text
+        await asyncio.to_thread((tmp_path / "gate").write_text, "go")
+        await heard.until("Shard ready in")
 
 
 async def test_a_socket_of_a_living_server_stops_it_by_the_flags_name(scene, heard, tmp_path):
