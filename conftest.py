@@ -4,7 +4,7 @@ A test that shows a case is marked with its number, ``@pytest.mark.case(35)`` (o
 parameters may carry the mark). Where this server differs on purpose the test shows what it does instead and
 the mark says why: ``@pytest.mark.case(87, deviation=REAL_STATUS)``. ``tests/conformance.py`` has the cases
 and the reasons. The table is written to ``build/conformance.md`` after every run; cases whose tests were not
-run say so.
+run say so. ``python -m pytest -m case`` runs only the tests that show one.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ def test_hub_client_reads_info_and_health(demo):
     assert client.health_check(demo.base_url)
 
 
+@pytest.mark.case(62)
 def test_text_generation_client_generates_and_streams(demo):
     client = Client(demo.base_url)
     answer = client.generate(PROMPT, max_new_tokens=10)
@@ -61,6 +62,7 @@ def test_text_generation_client_raises_its_validation_error(demo):
         Client(demo.base_url).generate("")
 
 
+@pytest.mark.case(67)
 def test_text_generation_client_ranks_best_of(demo):
     answer = Client(demo.base_url).generate(PROMPT, max_new_tokens=6, best_of=2, do_sample=True)
     assert len(answer.details.best_of_sequences) == 1
