@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -147,8 +148,19 @@ async def _open(
     await listening.wait()  # the first answer to /health must not wait for imports that hold the interpreter
     loaded, template = await _in_daemon_thread(load_text)
     await generators.wait_ready()
+    _look_for_garbage_in_what_is_new()
     service.open(loaded, template)
     logger.info("Connected")
+
+
+def _look_for_garbage_in_what_is_new() -> None:
+    """A collection stops every stream: one of all 350,000 objects that are here now takes half a second.
+
+    The threshold is for bodies: with Python's own, 2 MB of empty lists took 270 ms of collections to parse, in
+    a thread that lets nobody else run meanwhile; now 70 ms (two busy cores).
+    """
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:

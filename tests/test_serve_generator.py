@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 import tempfile
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 
 #: A generator whose backend is a stand-in with a fault: ``load`` hangs, a prefill hangs, or the device fails.
 PROGRAM = """
-import sys, time
+import gc, sys, time
 import numpy as np
 from neuron_server import serve_generator
 from neuron_server.backend import BackendInfo, Output
@@ -60,7 +61,7 @@ class Backend:
         return self.out(rows)
 
     def release(self, slots): pass
-    def close(self): print("backend closed", flush=True)
+    def close(self): print("backend closed, objects frozen:", gc.get_freeze_count(), flush=True)
 
 def load(config):
     if fault == "load hangs":
@@ -155,6 +156,16 @@ async def test_it_serves_and_sigterm_ends_it_with_0_and_without_a_trace(generato
     assert "ready: 2 x 64 slots on fake" in out
     assert "Traceback" not in out
     assert generator.left_behind == []
+
+
+async def test_what_was_imported_and_loaded_is_never_looked_through_for_garbage_again(generator):
+    process = await generator.start(fault="slow")
+    client = await generator.client()
+    await client.wait_ready()
+    _ = [event async for event in client.stream(request(new=1))]
+    process.send_signal(signal.SIGTERM)
+    _, out = await end_of(process)
+    assert int(re.search(r"objects frozen: (\d+)", out)[1]) > 10_000
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
