@@ -143,7 +143,7 @@ async def _announce(engine: EngineLoop) -> None:
         await engine.ready()
     except BaseException:  # noqa: BLE001 whatever it is, on_fatal gets it too
         return
-    gc.freeze()  # the imports and the model stay: to look through them for garbage would stop a step for 0.4 s
+    gc.freeze()  # the imports and the model stay: looking for garbage there would stop a step for 0.4 s
     info = engine.info
     log.info("ready: %s slots on %s, %s, %s", info.shape, info.device, info.dtype, info.prefill_mode)
 

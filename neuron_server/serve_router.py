@@ -156,8 +156,8 @@ async def _open(
 def _look_for_garbage_in_what_is_new() -> None:
     """A collection stops every stream: one of all 350,000 objects that are here now takes half a second.
 
-    The threshold is for bodies: with Python's own, 2 MB of empty lists took 270 ms of collections to parse, in
-    a thread that lets nobody else run meanwhile; now 70 ms (two busy cores).
+    The threshold is for bodies: with Python's own, 2 MB of empty lists took 270 ms to parse, most of it
+    collections and none of it with anybody else running; now 70 ms (two busy cores).
     """
     gc.freeze()
     gc.set_threshold(10_000)

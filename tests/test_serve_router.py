@@ -91,7 +91,7 @@ def test_it_answers_with_the_phase_before_anything_is_loaded(tmp_path):
 
 
 async def test_what_was_loaded_is_never_looked_through_for_garbage_again():
-    """A full collection of the router's 350,000 objects would stop every stream for a good part of a second."""
+    """A full collection of the router's 350,000 objects would stop every stream for half a second."""
     opened_with = []
 
     class Generators:
