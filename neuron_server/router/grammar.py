@@ -72,7 +72,11 @@ def read_schema(text: str) -> Grammar:
         if problem is None:
             if not isinstance(schema, dict) or "properties" not in schema:
                 raise ValidationError("grammar is not valid: Grammar must have a 'properties' field")
-            return Grammar("json_schema", _bounded(_dump(_as_tgi(schema))))
+            read = _bounded(_dump(_as_tgi(schema)))
+            read.encode()
+            return Grammar("json_schema", read)
+    except UnicodeEncodeError:
+        problem = "lone leading surrogate in hex escape"
     except ValueError as error:
         problem = str(error)
     except RecursionError:

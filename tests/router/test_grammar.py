@@ -93,6 +93,16 @@ async def test_what_is_wrong_with_a_schema_is_said(reader, value, detail):
     assert len(text) < 800
 
 
+@pytest.mark.parametrize(
+    "schema", ['{"properties":{"\\ud800":{}}}', '{"properties":{"a":{"enum":["\\udfff"]}}}']
+)
+async def test_half_a_surrogate_pair_in_a_schema_given_as_text_is_said(reader, schema):
+    """The body's own parser sees only an escaped backslash there, and UTF-8 could not carry it further."""
+    assert (
+        await refusal(reader, "json", schema) == "grammar is not valid: lone leading surrogate in hex escape"
+    )
+
+
 async def test_the_schema_of_json_schema_follows_the_same_rules(reader):
     assert "'properties' field" in await refusal(reader, "json_schema", {"schema": {"type": "object"}})
     assert "is not of type" in await refusal(reader, "json_schema", {"schema": 5})
