@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from functools import cache
 from typing import Any, NoReturn
 
 from neuron_server.errors import ValidationError
@@ -20,6 +22,9 @@ _REMEMBERED = 64
 
 #: How much of a refusal's detail is shown, characters: it quotes the schema.
 _MAX_DETAIL = 300
+
+#: Where the names of the metaschema's parts begin.
+_DRAFT = "https://json-schema.org/draft/2020-12/"
 
 #: Would be taken by the generator's compiler as settings of its own.
 _COMPILER_OPTIONS = "x-guidance"
@@ -85,11 +90,43 @@ def read_schema(text: str) -> Grammar:
 
 
 def _problem(schema: object) -> str | None:
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # a tenth of a second, for those who use grammars
-
-    validator = Draft202012Validator(Draft202012Validator.META_SCHEMA)
-    error = next(validator.iter_errors(schema), None)
+    error = next(_metaschema().iter_errors(schema), None)
     return None if error is None else f"{error.message[:_MAX_DETAIL]} at {error.json_path}"
+
+
+@cache
+def _metaschema() -> Any:  # Any: jsonschema ships no types
+    """The validator of 2020-12 schemas, with a ``uniqueItems`` of our own.
+
+    The library compares every two items: at the longest grammar minutes, in which all streams crawl. It also
+    returns to its own class wherever a schema says ``$schema``, so the metaschema is copied without that, and
+    under another name, for the name itself leads to the library's.
+    """
+    # a tenth of a second, for those who use grammars
+    from jsonschema import Draft202012Validator, validators  # type: ignore[import-untyped]
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+    from referencing import Registry
+    from referencing.jsonschema import DRAFT202012
+
+    def copy(contents: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in contents.items() if key != "$schema"}
+        renamed: dict[str, Any] = json.loads(json.dumps(kept).replace(_DRAFT, "https://metaschema.invalid/"))
+        return renamed
+
+    copies = [copy(REGISTRY.contents(uri)) for uri in REGISTRY if uri.startswith(_DRAFT)]
+    resources = [(one["$id"], DRAFT202012.create_resource(one)) for one in copies]
+    kind = validators.extend(Draft202012Validator, {"uniqueItems": _unique_items})
+    return kind(copy(Draft202012Validator.META_SCHEMA), registry=Registry().with_resources(resources))
+
+
+def _unique_items(_: Any, unique: object, items: object, __: Any) -> Iterator[Exception]:
+    """See ``_metaschema``; ``jsonschema`` calls it."""
+    from jsonschema import ValidationError as Problem
+
+    if unique and isinstance(items, list):
+        different = {json.dumps(item, sort_keys=True) for item in items}
+        if len(different) < len(items):
+            yield Problem(f"{items!r} has non-unique elements")
 
 
 def _not_json(literal: str) -> NoReturn:

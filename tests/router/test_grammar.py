@@ -6,10 +6,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from neuron_server.errors import ValidationError
 from neuron_server.grammar import MAX_GRAMMAR_CHARS, Grammar
-from neuron_server.router.grammar import GrammarReader, read_schema
+from neuron_server.router.grammar import GrammarReader, _metaschema, read_schema
 from neuron_server.router.tgi_schema import GrammarType
 
 NAME = {"properties": {"name": {"type": "string"}}}
@@ -191,3 +192,33 @@ def test_schemas_that_share_an_object_are_left_open(schema):
 
 def test_the_compilers_own_settings_are_not_the_clients():
     assert read({**NAME, "x-guidance": {"whitespace_flexible": True}}) == CLOSED_NAME
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": ["string", "string"]},
+        {"type": ["string", "null"]},
+        {"type": [1, True]},
+        {"required": ["a", "a"]},
+        {"dependencies": {"a": ["b", "b"]}},
+        {"$defs": {"a": {"$schema": "http://json-schema.org/draft-07/schema#", "items": [3]}}},
+        {"properties": {"a": {"anyOf": []}}},
+        {"$id": "x#y"},
+    ],
+)
+def test_the_metaschema_finds_what_the_library_finds(schema):
+    expected = next(Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema), None)
+    found = next(_metaschema().iter_errors(schema), None)
+    assert (found and (found.message, found.json_path)) == (
+        expected and (expected.message, expected.json_path)
+    )
+
+
+@pytest.mark.parametrize("key", ["type", "dependencies"])
+async def test_a_long_list_that_must_be_unique_is_not_compared_item_by_item(reader, key):
+    """jsonschema itself takes minutes for these, so it is the time limit of all tests that fails."""
+    items = [{"a": n} for n in range(11_000)]
+    schema = {"properties": {"a": {key: items if key == "type" else {"b": items}}}}
+    text = json.dumps(schema, separators=(",", ":"))
+    assert (await refusal(reader, "json", text)).startswith("grammar is not valid: [{'a': 0}, {'a': 1}")
