@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, mended in three places where a client could notice or do harm."""
+"""HTTP/1 as uvicorn speaks it, mended in four places where a client could notice or do harm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Protocol(HttpToolsProtocol):
 
     *Upgrades are declined*, not half accepted: ``curl --http2`` and Java's ``HttpClient`` offer h2c with the
     first request, and the parser would leave that request without its body. *A client that leaves* is noticed
-    by all of its pipelined requests, not by the last one alone. *Endless headers* end in a 400.
+    by all of its pipelined requests, not by the last one alone. *Endless headers* end in a 400. *A client of
+    HTTP/1.0*, as nginx is to what is behind it unless told otherwise, gets a stream without chunks.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:  # as uvicorn calls it
@@ -67,12 +68,29 @@ class Protocol(HttpToolsProtocol):
             self._offered = True
             return
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.__class__ = _CycleOfHttp10  # uvicorn has no setting for it; nothing was sent yet
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
         self._cycles.append(self.cycle)
 
     def on_message_complete(self) -> None:
         if not self._offered:
             super().on_message_complete()
+
+
+class _CycleOfHttp10(RequestResponseCycle):
+    """A body of unknown length ends with the connection, which such a request always closes."""
+
+    _open_ended = False
+
+    async def send(self, message: Any) -> None:  # any ASGI event, which uvicorn types by a package of its own
+        if message["type"] == "http.response.start":
+            if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding = False
+                self._open_ended = True
+        elif self._open_ended:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class _Parser(httptools.HttpRequestParser):

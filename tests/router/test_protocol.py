@@ -70,6 +70,25 @@ async def test_a_client_that_leaves_takes_its_pipelined_requests_with_it(harness
     assert len(one.source.requests) == 1
 
 
+async def test_a_stream_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_the_connection(harness):
+    """Such a client takes the sizes of chunks for part of the events."""
+    async with connected(harness().app) as (reader, writer):
+        writer.write(request("/generate_stream", max_new_tokens=3).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        head, _, events = (await reader.read()).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    assert [event[:6] for event in events.split(b"\n\n")] == [b"data: ", b"data: ", b"data: ", b""]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/nowhere"])
+async def test_a_client_of_http_1_0_gets_whole_answers_too(harness, path):
+    async with connected(harness().app) as (reader, writer):
+        writer.write(request(path, max_new_tokens=1).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        status, body = await answer(reader)
+        assert await reader.read() == b""
+    assert (status, body) == ((200, b'{"generated_text":"h"}') if path == "/generate" else (404, b""))
+
+
 async def test_endless_headers_are_refused(harness):
     async with connected(harness().app) as (reader, writer):
         head = b"GET /health HTTP/1.1\r\nHost: t\r\nX-A: "
