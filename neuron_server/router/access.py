@@ -56,19 +56,19 @@ class Cors:
 
 
 class ApiKey:
-    """Answers 401 without a body unless ``Authorization`` is ``Bearer <key>``, whatever its case.
+    """Answers 401 without a body unless ``Authorization`` is ``Bearer <key>``; the case of ASCII letters is all one.
 
     ``protected`` are the paths that need the key. ``GET /`` is the health check and needs none.
     """
 
     def __init__(self, app: ASGIApp, key: str, protected: Collection[str]) -> None:
         self._app = app
-        self._expected = f"bearer {key}".lower().encode()
+        self._expected = f"bearer {key}".encode().lower()
         self._protected = frozenset(protected)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._needs_key(scope):
-            given = Headers(scope=scope).get("authorization", "").lower().encode()
+            given = Headers(scope=scope).get("authorization", "").encode("latin-1").lower()
             if not hmac.compare_digest(given, self._expected):  # whose time does not tell how much was right
                 await Response(status_code=401)(scope, receive, send)
                 return

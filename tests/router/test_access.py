@@ -67,6 +67,17 @@ async def test_what_is_nearly_the_key_is_not_the_key(harness, given):
     assert (await one.client.post("/v1/completions", json={}, headers=headers)).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [("Sécret", "Bearer Sécret"), ("Sécret", "bearer SéCRET"), ("Kelvin", "Bearer \u212aelvin")],
+)
+async def test_a_key_that_is_not_ascii_is_compared_byte_by_byte(harness, key, given):
+    """TGI lets nobody in with such a key. The last one is K in Unicode's lower case, and no K."""
+    one = harness(api_key=key)
+    answer = await one.client.post("/generate", json=BODY, headers={"authorization": given.encode()})
+    assert answer.status_code == (401 if key == "Kelvin" else 200)
+
+
 @pytest.mark.case(164)
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/health"), ("GET", "/nope"), ("GET", "/generate"), ("POST", "/generate")]
