@@ -56,7 +56,7 @@ class Cors:
 
 
 class ApiKey:
-    """Answers 401 without a body unless ``Authorization`` is ``Bearer <key>``; the case of ASCII letters is all one.
+    """Answers 401 without a body unless ``Authorization`` is ``Bearer <key>``, ASCII letters in any case.
 
     ``protected`` are the paths that need the key. ``GET /`` is the health check and needs none.
     """
