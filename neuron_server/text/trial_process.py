@@ -28,10 +28,11 @@ class TrialProcess:
     async def bytes_of(self, grammar: Grammar) -> int:
         """How much memory the grammar takes.
 
-        Raises ``ValueError`` with what is wrong with it, and ``GenerationError`` when no trial can be had.
+        Raises ``ValueError`` with what is wrong with it, and ``GenerationError`` when no trial can be had. A
+        process that was lost since the last trial, to a kernel short of memory say, is no reason for that.
         """
         try:
-            answer = await asyncio.wait_for(self._ask(grammar), _ANSWER_S)
+            answer = await asyncio.wait_for(self._ask_anew_if_lost(grammar), _ANSWER_S)
         except (OSError, EOFError, ValueError, asyncio.TimeoutError) as error:
             await self.close()
             logger.error("no grammar can be tried: %s: %s", type(error).__name__, error)
@@ -42,6 +43,15 @@ class TrialProcess:
         if "error" in answer:
             raise ValueError(answer["error"])
         return int(answer["bytes"])
+
+    async def _ask_anew_if_lost(self, grammar: Grammar) -> dict[str, str]:
+        if self._process is not None:
+            try:
+                return await self._ask(grammar)
+            except (OSError, EOFError) as error:
+                logger.warning("the process that grammars are tried in is lost: %s", error)
+                await self.close()
+        return await self._ask(grammar)
 
     async def _ask(self, grammar: Grammar) -> dict[str, str]:
         if self._process is None:

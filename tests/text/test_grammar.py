@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -434,20 +435,39 @@ async def test_no_more_wait_than_may_and_those_who_left_are_forgotten(compiler: 
     assert list(compiler._known) == [regex("late")]
 
 
-async def test_a_lost_trial_process_is_one_error_and_a_new_process(vocabulary: Vocabulary):
+async def test_a_trial_process_that_does_not_start_is_an_error_each_time(vocabulary: Vocabulary):
     compiler = GrammarCompiler(lambda: vocabulary, lambda: TrialProcess(("/bin/false",)))
-    with pytest.raises(GenerationError, match="could not be compiled"):
-        await compiler(regex("a"), STOPS)
-    compiler._trials[:] = [TrialProcess(), TrialProcess()]
-    await compiler(regex("a"), STOPS)
-    process = compiler._trials[-1]._process
-    assert process is not None
-    process.kill()
-    await process.wait()
-    with pytest.raises(GenerationError):
-        await compiler(regex("b"), STOPS)
-    await compiler(regex("b"), STOPS)
+    for _ in range(2):
+        with pytest.raises(GenerationError, match="could not be compiled"):
+            await compiler(regex("a"), STOPS)
     await compiler.close()
+
+
+async def test_a_trial_process_lost_between_two_grammars_is_replaced_and_nobody_notices(
+    compiler: GrammarCompiler,
+):
+    for pattern in "abc":
+        await compiler(regex(pattern), STOPS)
+        process = compiler._trials[-1]._process
+        assert process is not None
+        process.kill()
+        if pattern == "b":  # before it is known to be dead, and after
+            await process.wait()
+
+
+async def test_a_grammar_that_its_trial_process_is_lost_with_twice_is_an_error(vocabulary: Vocabulary):
+    """Whoever killed it, the kernel for want of memory perhaps: once more would make it worse."""
+    answers_once = (
+        "import sys; sys.stdin.readline(); print('{\"bytes\": 1}', flush=True); sys.stdin.readline()"
+    )
+    command = (sys.executable, "-c", answers_once)
+    trial = TrialProcess(command)
+    assert await trial.bytes_of(regex("a")) == 1
+    assert await trial.bytes_of(regex("b")) == 1
+    trial._command = ("/bin/false",)
+    with pytest.raises(GenerationError):
+        await trial.bytes_of(regex("c"))
+    await trial.close()
 
 
 async def test_without_an_end_of_text_there_are_no_grammars(compiler: GrammarCompiler, tmp_path: Path):
