@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import orjson
 from fastapi import FastAPI, Request, Response
 
@@ -13,6 +15,9 @@ from neuron_server.router.service import GenerationService
 from neuron_server.router.tgi import read
 from neuron_server.router.tgi_schema import GenerateRequest
 from neuron_server.text.tokenizer import LONG_TEXT_CHARS
+
+#: Tokens written at once: that long the interpreter is not given back.
+_AT_ONCE = 4096
 
 
 def add_routes(app: FastAPI, service: GenerationService) -> None:
@@ -48,6 +53,9 @@ async def _tokens(service: GenerationService, text: str, *, add_special_tokens: 
             tokens = service.tokenizer.tokenize(text, add_special_tokens=add_special_tokens)
         except Exception as error:  # an edge: tokenizers raise bare Exception, foreign ones anything
             raise ValidationError(f"tokenizer error {error}") from error
-        return orjson.dumps([token._asdict() for token in tokens])
+        written = []
+        while some := [token._asdict() for token in islice(tokens, _AT_ONCE)]:
+            written.append(orjson.dumps(some)[1:-1])
+        return b"[" + b",".join(written) + b"]"
 
     return await service.in_thread(work) if len(text) > LONG_TEXT_CHARS else work()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +21,15 @@ class TextToken(NamedTuple):
     stop: int
 
 
-def place(text: str, tokens: Iterable[tuple[int, tuple[int, int]]]) -> list[TextToken]:
-    """``tokens`` are (id, characters from and to) as the tokenizer cut ``text``."""
+def place(text: str, tokens: Iterable[tuple[int, tuple[int, int]]]) -> Iterator[TextToken]:
+    """``tokens`` are (id, characters from and to) as the tokenizer cut ``text``.
+
+    One by one, as a body may hold two million: all at once they make the collector stop the program.
+    """
     if text.isascii():
-        return [TextToken(i, text[start:stop], start, stop) for i, (start, stop) in tokens]
+        return (TextToken(i, text[start:stop], start, stop) for i, (start, stop) in tokens)
     at = _byte_offsets(text)
-    return [TextToken(i, text[start:stop], at[start], at[stop]) for i, (start, stop) in tokens]
+    return (TextToken(i, text[start:stop], at[start], at[stop]) for i, (start, stop) in tokens)
 
 
 def _byte_offsets(text: str) -> Sequence[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Tokenizer:
     eos_ids: frozenset[int]
     bos_id: int | None
     _encode: Callable[[str, bool], list[int]]
-    _spans: Callable[[str, bool], list[tuple[int, tuple[int, int]]]]
+    _spans: Callable[[str, bool], Iterable[tuple[int, tuple[int, int]]]]
     _decode: Callable[[Sequence[int]], str]
     _literal: Callable[[int], str | None]
     _byte_level: bool = False
@@ -48,7 +48,7 @@ class Tokenizer:
         """Ids of ``text``; never truncated, never padded."""
         return self._encode(text, add_special_tokens)
 
-    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[TextToken]:
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Iterator[TextToken]:
         """The ids with their places in ``text``; 0, 0 and no text from a tokenizer written in Python."""
         return place(text, self._spans(text, add_special_tokens))
 
@@ -113,7 +113,7 @@ def from_pretrained(pretrained: PretrainedTokenizer, *, eos_ids: frozenset[int] 
     def encode(text: str, add_special_tokens: bool) -> list[int]:
         return [int(i) for i in pretrained.encode(text, add_special_tokens=add_special_tokens)]
 
-    def spans(text: str, add_special_tokens: bool) -> list[tuple[int, tuple[int, int]]]:
+    def spans(text: str, add_special_tokens: bool) -> Iterable[tuple[int, tuple[int, int]]]:
         return [(i, (0, 0)) for i in encode(text, add_special_tokens)]
 
     def decode(ids: Sequence[int]) -> str:
@@ -149,12 +149,12 @@ def from_backend(
             ids = backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def spans(text: str, add_special_tokens: bool) -> list[tuple[int, tuple[int, int]]]:
+    def spans(text: str, add_special_tokens: bool) -> Iterable[tuple[int, tuple[int, int]]]:
         if len(text) > LONG_TEXT_CHARS:
             encoding = backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         else:
             encoding = backend.encode(text, add_special_tokens=add_special_tokens)
-        return list(zip(encoding.ids, encoding.offsets, strict=True))
+        return zip(encoding.ids, encoding.offsets, strict=True)
 
     def decode(ids: Sequence[int]) -> str:
         return str(backend.decode(ids, skip_special_tokens=False))

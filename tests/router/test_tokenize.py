@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from neuron_server.router import tokenize as tokenize_module
 from neuron_server.text.tokenizer import LONG_TEXT_CHARS
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -67,6 +68,12 @@ async def test_a_long_text_is_cut_beside_the_event_loop(harness):
     tokens = await tokenize(harness(), "é" * LONG_TEXT_CHARS * 2)
     assert len(tokens) == LONG_TEXT_CHARS * 4
     assert tokens[-1]["stop"] == LONG_TEXT_CHARS * 4
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 10, 11, 4096])
+async def test_tokens_that_are_written_a_few_at_a_time_are_one_list(harness, monkeypatch, at_once):
+    monkeypatch.setattr(tokenize_module, "_AT_ONCE", at_once)
+    assert [token["start"] for token in await tokenize(harness(), "a" * 10)] == list(range(10))
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/chat_tokenize"])
