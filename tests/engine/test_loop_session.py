@@ -95,15 +95,17 @@ async def test_cancelled_while_queued_never_prefills() -> None:
 @pytest.mark.case(178)
 @pytest.mark.parametrize("mode", ["insert", "rebuild"])
 async def test_cancelled_during_its_own_prefill_it_leaves_those_that_run_as_they_are(mode: str) -> None:
-    gate = Gate()
-    backend = ModelBackend(2, 30, mode=mode, on_prefill=gate)
+    gate, decode = Gate(), Gate()
+    backend = ModelBackend(2, 30, mode=mode, on_prefill=gate, on_decode=decode)
     async with running(backend) as loop:
+        decode.closed = True
         runs, joins = loop.open_session(), loop.open_session()
         stays = ask(1, 2, new=20)
         runs.submit(1, stays)
         steps = [await anext(runs.steps())]
         gate.closed = True
         joins.submit(1, ask(3, 4, new=20))
+        decode.open()
         await gate.entered()  # the joiner's prefill, with the running request in it where it rebuilds
         joins.cancel(1)
         gate.open()
@@ -206,11 +208,16 @@ def passes_of(steps: list[Step]) -> list[Pass]:
 
 
 async def test_every_session_learns_of_every_pass_and_never_twice() -> None:
-    async with running(ModelBackend(4, 30)) as loop:
+    gate = Gate()
+    async with running(ModelBackend(4, 30, on_decode=gate)) as loop:
+        gate.closed = True
         first, second, idle = loop.open_session(), loop.open_session(), loop.open_session()
         first.submit(1, ask(1, 2, new=5))
         second.submit(1, ask(3, 4, new=9))
-        one = passes_of(await take(first, finished(1)))
+        for _ in range(4):
+            gate.let_go()
+        one = passes_of(await take(first, finished(1)))  # the batch waits in its fifth decode
+        gate.open()
         other = passes_of(await take(second, finished(1)))
         assert [p.method for p in other].count("prefill") == 2
         assert sum(p.tokens for p in other if p.method == "decode") == 4 + 8
