@@ -7,14 +7,14 @@ import time
 from fastapi import FastAPI, Request, Response
 
 from neuron_server.router.answer import Answer
-from neuron_server.router.chat_chunk import Chunks, finish_reason, logprob, usage
+from neuron_server.router.chat_chunk import Chunks, logprob
 from neuron_server.router.chat_stream import ChatStream
 from neuron_server.router.disconnect import WhileConnected
 from neuron_server.router.generation import Call
 from neuron_server.router.handler import Handler, begin
 from neuron_server.router.headers import one_shot_headers
-from neuron_server.router.identity import fingerprint
 from neuron_server.router.json_reply import Json, dump
+from neuron_server.router.openai_reply import finish_reason, head, usage
 from neuron_server.router.openai_schema import ChatRequest
 from neuron_server.router.prompt import prepare_chat
 from neuron_server.router.service import GenerationService
@@ -89,8 +89,6 @@ class _Turn:
         """The answer in chunks."""
         chunks = Chunks(
             model=self._model,
-            fingerprint=fingerprint(),
-            created=int(time.time()),
             call_id=next_call_id(self._body.messages),
             logprobs=bool(self._body.logprobs),
         )
@@ -107,13 +105,9 @@ class _Turn:
             "finish_reason": finish_reason(ending.finish_reason),
         }
         return {
-            "object": "chat.completion",
-            "id": "",
-            "created": int(time.time()),
-            "model": self._model,
-            "system_fingerprint": fingerprint(),
+            **head("chat.completion", self._model),
             "choices": [choice],
-            "usage": usage(ending),
+            "usage": usage([ending]),
         }
 
 

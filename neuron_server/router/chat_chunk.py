@@ -9,25 +9,10 @@ from collections.abc import Sequence
 
 import orjson
 
-from neuron_server.event import FinishReason
 from neuron_server.router.answer import Ending, Piece, Token
 from neuron_server.router.json_reply import Json, dump, f32
+from neuron_server.router.openai_reply import finish_reason, head, usage
 from neuron_server.router.tool_stream import CallDelta
-
-
-def finish_reason(reason: FinishReason) -> str:
-    """OpenAI's word for the end of the text, TGI's own for the others (``stop_sequence`` is not ``stop``)."""
-    return "stop" if reason is FinishReason.EOS_TOKEN else reason.value
-
-
-def usage(ending: Ending) -> Json:
-    """The counts of one generation."""
-    prompt, completion = ending.input_length, ending.generated_tokens
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
 
 
 def logprob(token: Token, top_tokens: Sequence[Token]) -> Json:
@@ -42,17 +27,8 @@ def logprob(token: Token, top_tokens: Sequence[Token]) -> Json:
 class Chunks:
     """Makes the frames of one stream; ``logprobs`` says whether its chunks show them."""
 
-    def __init__(self, *, model: str, fingerprint: str, created: int, call_id: str, logprobs: bool) -> None:
-        head = dump(
-            {
-                "object": "chat.completion.chunk",
-                "id": "",
-                "created": created,
-                "model": model,
-                "system_fingerprint": fingerprint,
-            }
-        )
-        self._head = b"data: " + head[:-1] + b',"choices":['
+    def __init__(self, *, model: str, call_id: str, logprobs: bool) -> None:
+        self._head = b"data: " + dump(head("chat.completion.chunk", model))[:-1] + b',"choices":['
         delta = self._head + b'{"index":0,"delta":{"role":"assistant",'
         self._text = delta + b'"content":'
         self._call = delta + b'"tool_calls":[{"index":0,"id":' + orjson.dumps(call_id)
@@ -71,7 +47,7 @@ class Chunks:
 
     def usage(self, ending: Ending) -> bytes:
         """The additional chunk of ``include_usage``."""
-        return self._head + b'],"usage":' + dump(usage(ending)) + b"}\n\n"
+        return self._head + b'],"usage":' + dump(usage([ending])) + b"}\n\n"
 
     def _tail(self, piece: Piece) -> bytes:
         logprobs, reason = b"null", b"null"

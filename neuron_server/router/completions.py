@@ -9,21 +9,22 @@ from functools import partial
 from fastapi import FastAPI, Request, Response
 
 from neuron_server.config import RouterConfig
-from neuron_server.router.answer import Ending, Piece
-from neuron_server.router.chat_chunk import finish_reason
+from neuron_server.router.answer import Piece
 from neuron_server.router.disconnect import WhileConnected
 from neuron_server.router.errors import ErrorReply
 from neuron_server.router.generation import Call, Generation
 from neuron_server.router.handler import begin
 from neuron_server.router.headers import compute_headers, time_headers
-from neuron_server.router.identity import fingerprint
 from neuron_server.router.interleave import interleave
 from neuron_server.router.json_reply import Json, dump
 from neuron_server.router.openai_parameters import completion_parameters
+from neuron_server.router.openai_reply import finish_reason, head, usage
 from neuron_server.router.openai_schema import CompletionRequest
 from neuron_server.router.service import GenerationService
 from neuron_server.router.sse import OPENAI, Frames, error_frame, frame, stream
 from neuron_server.router.tgi import read
+
+_OBJECT = "text_completion"
 
 
 def add_routes(app: FastAPI, service: GenerationService) -> None:
@@ -53,8 +54,8 @@ async def complete(service: GenerationService, request: Request, body: Completio
     headers = compute_headers(sum(len(prompt) for prompt in body.prompt))
     if not body.stream:
         return await _one_shot(service, request, calls, headers)
-    head = _head(service)
-    streams = [_frames(service.stream(call), index, head) for index, call in enumerate(calls)]
+    common = head(_OBJECT, service.config.model_id)
+    streams = [_frames(service.stream(call), index, common) for index, call in enumerate(calls)]
     frames = interleave(streams, partial(error_frame, dialect=OPENAI))
     return await stream(request, frames, headers=headers, dialect=OPENAI)
 
@@ -81,12 +82,12 @@ async def _one_shot(
         finished = await service.generate_all(calls)
     endings = [answer.ending for _, answer in finished]
     content = {
-        **_head(service),
+        **head(_OBJECT, service.config.model_id),
         "choices": [
             _choice(index, answer.ending.generated_text, finish_reason(answer.ending.finish_reason))
             for index, answer in finished
         ],
-        "usage": _usage(endings),
+        "usage": usage(endings),
     }
     headers.update(time_headers(endings))
     return Response(dump(content), headers=headers, media_type="application/json")
@@ -95,48 +96,24 @@ async def _one_shot(
 # -- a stream ------------------------------------------------------------------------------------------------
 
 
-async def _frames(generation: Generation, index: int, head: Json) -> Frames:
+async def _frames(generation: Generation, index: int, common: Json) -> Frames:
     """One prompt's events. It is admitted, or refused, when the first of them is asked for."""
     try:
         await generation.admit()
         async for piece in generation.pieces:
-            yield frame(_chunk(piece, index, head))
+            yield frame(_chunk(piece, index, common))
     finally:
         await generation.close()
 
 
-def _chunk(piece: Piece, index: int, head: Json) -> bytes:
+def _chunk(piece: Piece, index: int, common: Json) -> bytes:
     """One event; the last one has the usage and TGI's own word for why it is the last."""
     ending = piece.ending
     if ending is None:
-        return dump({**head, "choices": [_choice(index, piece.token.text, "")]})
+        return dump({**common, "choices": [_choice(index, piece.token.text, "")]})
     choice = _choice(index, piece.token.text, ending.finish_reason.value)
-    return dump({**head, "choices": [choice], "usage": _usage([ending])})
+    return dump({**common, "choices": [choice], "usage": usage([ending])})
 
 
-# -- JSON, key by key ----------------------------------------------------------------------------------------
-
-
-def _head(service: GenerationService) -> Json:
-    return {
-        "object": "text_completion",
-        "id": "",
-        "created": int(time.time()),
-        "model": service.config.model_id,
-        "system_fingerprint": fingerprint(),
-    }
-
-
-def _choice(index: int, text: str, finish_reason: str) -> Json:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-
-def _usage(endings: Sequence[Ending]) -> Json:
-    """Summed over the prompts."""
-    prompt = sum(ending.input_length for ending in endings)
-    completion = sum(ending.generated_tokens for ending in endings)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
+def _choice(index: int, text: str, reason: str) -> Json:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
