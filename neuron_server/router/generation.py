@@ -22,13 +22,17 @@ from neuron_server.tracing import NO_SPAN, Span
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a route asks for. ``started_s`` is ``time.monotonic()`` when its ``handler`` began."""
+    """What a route asks for. ``started_s`` is ``time.monotonic()`` when its ``handler`` began.
+
+    ``begun``: the request has generated before, so that a drain lets it go on (within ``service.turn``).
+    """
 
     inputs: str
     parameters: GenerateParameters
     started_s: float
     add_special_tokens: bool = True
     handler: Handler = UNTRACED
+    begun: bool = False
 
 
 class Host(Protocol):
@@ -103,15 +107,17 @@ class Generation:
 
     async def close(self) -> None:
         """Idempotent. A generation that had begun and neither ended nor failed counts as dropped."""
-        if self._pieces is not None:
-            await self._pieces.aclose()
-        if self._permit:
-            self._permit = False
-            self._host.return_permit()
-            if self._pieces is not None and not self._settled:
-                self._span.event("dropped")
-                self._host.dropped()
-        self._span.end()
+        try:
+            if self._pieces is not None:
+                await self._pieces.aclose()
+        finally:
+            if self._permit:
+                self._permit = False
+                self._host.return_permit()
+                if self._pieces is not None and not self._settled:
+                    self._span.event("dropped")
+                    self._host.dropped()
+            self._span.end()
 
     async def abandon(self) -> None:
         """``close`` for a caller that has read all it wanted: neither a success nor dropped by its client."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar
 
@@ -50,6 +52,7 @@ class GenerationService:
         self._validator: Validator | None = None
         self._draining = False
         self._permits = 0
+        self._turns = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -92,7 +95,7 @@ class GenerationService:
 
     def stream(self, call: Call) -> Generation:
         """A generation for a streaming route; raises what is refused before a permit is taken."""
-        self.require_open()
+        self.require_open(begun=call.begun)
         self.metrics.count.inc()
         self._began(call)
         try:
@@ -104,22 +107,20 @@ class GenerationService:
 
     async def generate(self, call: Call) -> list[Answer]:
         """The answer; with best_of > 1 the best one first, then the others."""
-        self.require_open()
+        self.require_open(begun=call.begun)
         copies = max(call.parameters.best_of or 1, 1)
         check_best_of(copies, self.config.max_best_of)
         self.metrics.count.inc()
         self._began(call)
-        best_of = call.handler.span.child("generate_best_of", {"best_of": copies}) if copies > 1 else None
-        generations = [Generation(self, call, within=best_of) for _ in range(copies)]
-        try:
+        async with AsyncExitStack() as stack:
+            within = call.handler.span
+            if copies > 1:
+                within = stack.enter_context(within.child("generate_best_of", {"best_of": copies}))
+            generations = [Generation(self, call, within=within) for _ in range(copies)]
             for generation in generations:
+                stack.push_async_callback(generation.close)
                 await generation.admit()
             answers = await together([fold(generation.pieces) for generation in generations])
-        finally:
-            for generation in generations:
-                await generation.close()
-            if best_of is not None:
-                best_of.end()
         best = max(range(copies), key=lambda n: answers[n].mean_logprob)  # max keeps the first of equals
         self._succeeded(call, answers[best].ending)
         return [answers[best], *(answer for n, answer in enumerate(answers) if n != best)]
@@ -136,25 +137,34 @@ class GenerationService:
             finished.append((position, await fold(generation.pieces)))
             await generation.close()  # its permit is for others while the rest goes on
 
-        try:
+        async with AsyncExitStack() as stack:
             for generation in generations:
+                stack.push_async_callback(generation.close)
                 await generation.admit()
             await together([finish(n, generation) for n, generation in enumerate(generations)])
-        finally:
-            for generation in generations:
-                await generation.close()
         return finished
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, done beside the event loop by one of the threads that tokenize."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def require_open(self) -> None:
-        """Raises ``UnavailableError`` while there is nobody to serve, or nobody new.
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Around a request that may generate more than once: a drain waits for it between them too."""
+        self._turns += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._turns -= 1
+            self._settle()
+
+    def require_open(self, *, begun: bool = False) -> None:
+        """Raises ``UnavailableError`` while there is nobody to serve, or nobody new; see ``Call.begun``.
 
         A restart is not refused: the request waits for the generator, its permit held."""
         phase = self.phase
-        if self._draining:
+        if self._draining and not begun:
             raise UnavailableError("The server is draining: it finishes what it has and accepts nothing new")
         if self._tokenizer is None:
             raise UnavailableError(f"The server is not ready yet: the model is {phase}")
@@ -182,8 +192,7 @@ class GenerationService:
     def return_permit(self) -> None:
         """The counterpart of ``take_permit``."""
         self._permits -= 1
-        if self._permits == 0:
-            self._idle.set()
+        self._settle()
 
     async def validate(self, call: Call) -> ValidRequest:
         """A request in ids, or ``ValidationError``."""
@@ -209,6 +218,10 @@ class GenerationService:
     def dropped(self) -> None:
         """Count a generation whose client went away."""
         self.metrics.failure.labels("dropped").inc()
+
+    def _settle(self) -> None:
+        if not self._permits and not self._turns:
+            self._idle.set()
 
     def _began(self, call: Call) -> None:
         call.handler.began(call.parameters)

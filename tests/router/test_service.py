@@ -66,6 +66,31 @@ async def test_best_of_fails_as_a_whole_and_frees_everything(harness, monkeypatc
     assert one.service.in_flight == 0
 
 
+async def test_a_source_that_fails_while_it_is_closed_keeps_no_permit(harness, monkeypatch):
+    one = harness()
+
+    async def stubborn(request):
+        one.source.requests.append(request)
+        try:
+            yield TokenEvent(70, -1.0)
+            if len(one.source.requests) == 3:
+                raise GenerationError("boom")
+            await one.source.closed.wait()
+        finally:
+            raise OSError("the way down is gone")
+
+    monkeypatch.setattr(one.source, "stream", stubborn)
+    generation = one.service.stream(call())
+    await generation.admit()
+    await anext(generation.pieces)
+    with pytest.raises(OSError, match="the way down"):
+        await generation.close()
+    assert one.service.in_flight == 0
+    with pytest.raises(OSError, match="the way down"):
+        await one.service.generate(call(best_of=2, do_sample=True))
+    assert one.service.in_flight == 0
+
+
 async def test_a_fold_of_a_stream_without_an_end_is_incomplete():
     async def pieces():
         yield Piece(Token(1, "a", None))
