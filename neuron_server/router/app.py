@@ -49,8 +49,7 @@ def _answer_errors(app: FastAPI) -> None:
         return Response(str(error), code, media_type="text/plain; charset=utf-8")
 
     async def known(_: Request, error: Exception) -> Response:
-        answer = reply(error)
-        return Response(answer.body, answer.status, media_type="application/json")
+        return reply(error).response()
 
     async def no_route(request: Request, error: Exception) -> Response:
         code = error.status_code if isinstance(error, HTTPException) else 404

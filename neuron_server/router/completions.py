@@ -48,7 +48,7 @@ async def complete(service: GenerationService, request: Request, body: Completio
     refusal = _refusal(body, service.config)
     if refusal is not None:
         service.metrics.failure.labels("validation").inc()
-        return Response(refusal.body, refusal.status, media_type="application/json")
+        return refusal.response()
     parameters = completion_parameters(body)
     calls = [Call(prompt, parameters, started_s, handler=handler) for prompt in body.prompt]
     headers = compute_headers(sum(len(prompt) for prompt in body.prompt))

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import orjson
+from starlette.responses import Response
 
 from neuron_server.errors import (
     BackendError,
@@ -71,6 +72,10 @@ class ErrorReply(NamedTuple):
     def body(self) -> bytes:
         """TGI's error object."""
         return orjson.dumps({"error": self.error, "error_type": self.error_type})
+
+    def response(self) -> Response:
+        """An answer of its own: the error is known before anything was sent."""
+        return Response(self.body, self.status, media_type="application/json")
 
 
 def reply(error: Exception, *, streaming: bool = False) -> ErrorReply:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import orjson
@@ -13,6 +12,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
 from neuron_server.router import openapi_schema as answers
+from neuron_server.router.identity import version
 from neuron_server.router.openai_schema import ChatRequest, CompletionRequest
 from neuron_server.router.openapi_dialect import REF, describe
 from neuron_server.router.tgi_schema import CompatGenerateRequest, GenerateRequest
@@ -172,7 +172,7 @@ def document() -> bytes:
                 "title": "neuronx-tgi",
                 "description": _ABOUT,
                 "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
-                "version": metadata.version("neuronx-tgi"),
+                "version": version(),
             },
             "paths": paths,
             "components": {"schemas": components},

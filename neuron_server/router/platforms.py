@@ -9,7 +9,6 @@ from typing import Annotated
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import FailFast
 
 from neuron_server.errors import NeuronTgiError, OverloadedError, UnavailableError
 from neuron_server.router.chat import chat
@@ -22,7 +21,7 @@ from neuron_server.router.json_body import Document
 from neuron_server.router.json_reply import dump
 from neuron_server.router.openai_schema import ChatRequest, CompletionRequest
 from neuron_server.router.prompt import prepare_chat
-from neuron_server.router.serde import Schema, Untagged, deserialize_untagged
+from neuron_server.router.serde import FailFast, Schema, Untagged, deserialize_untagged
 from neuron_server.router.service import GenerationService
 from neuron_server.router.tgi import compat, read, read_as
 from neuron_server.router.tgi_schema import CompatGenerateRequest, GenerateParameters
@@ -100,17 +99,17 @@ async def _predict(service: GenerationService, body: VertexRequest, handler: Han
     started_s = time.monotonic()
     service.metrics.count.inc()  # as TGI: the request, besides each of its generations
     if not body.instances:
-        return _refuse(_NO_INSTANCES)
+        return _NO_INSTANCES.response()
     if len(body.instances) > service.config.max_concurrent_requests:  # not worth a template each
         service.failed(OverloadedError("no permits available"))
-        return _refuse(_INCOMPLETE)
+        return _INCOMPLETE.response()
     calls = [await _call(service, instance, started_s, handler) for instance in body.instances]
     try:
         finished = await service.generate_all(calls)
     except UnavailableError:
         raise  # nothing was generated yet, and the platform may ask another replica
     except NeuronTgiError:
-        return _refuse(_INCOMPLETE)
+        return _INCOMPLETE.response()
     texts = {position: answer.ending.generated_text for position, answer in finished}
     predictions = [texts[position] for position in range(len(calls))]
     return Response(dump({"predictions": predictions}), media_type="application/json")
@@ -130,7 +129,3 @@ async def _call(
         do_sample=True, max_new_tokens=given.max_new_tokens, seed=given.seed, details=True
     )
     return Call(instance.inputs, parameters, started_s, handler=handler)
-
-
-def _refuse(answer: ErrorReply) -> Response:
-    return Response(answer.body, answer.status, media_type="application/json")
