@@ -9,7 +9,7 @@ from completion_requests import choices, complete
 PREFLIGHT = {"origin": "https://a.example", "access-control-request-method": "POST"}
 
 
-async def tokenize(one, inputs: str, **parameters) -> list[dict]:
+async def tokenize(one, inputs: str) -> list[dict]:
     body = {"inputs": inputs, **({"parameters": parameters} if parameters else {})}
     answer = await one.client.post("/tokenize", json=body)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -36,16 +36,6 @@ async def test_places_count_bytes_of_utf8(harness):
     # "é" is one character of two bytes, each a token here: whichever half has it spans both
     assert (0, 2) in spans
     assert [token["text"] for token in tokens][-2:] == [" ", "a"]
-
-
-@pytest.mark.case(151)
-async def test_truncate_truncates_nothing_here(harness):
-    assert len(await tokenize(harness(), "Hello" + " Hello" * 9, truncate=1)) == 10
-
-
-@pytest.mark.case(152)
-async def test_nothing_has_no_tokens_and_is_no_error(harness):
-    assert await tokenize(harness(), "") == []
 
 
 @pytest.mark.case(153)

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from chat_requests import counted
 from raw_request import Wire
 
 from neuron_server.errors import GenerationError, UnavailableError
@@ -25,10 +26,6 @@ def timeless(answer) -> tuple[int, str, bytes]:
         parsed.pop("created")
         body = json.dumps(parsed).encode()
     return answer.status_code, answer.headers["content-type"], body
-
-
-def counted(one) -> list[str]:
-    return one.service.metrics.render().decode().splitlines()
 
 
 # -- SageMaker -----------------------------------------------------------------------------------------------
