@@ -7,6 +7,7 @@ import time
 from fastapi import FastAPI, Request, Response
 
 from neuron_server.router.answer import Answer
+from neuron_server.router.body import read
 from neuron_server.router.chat_chunk import Chunks, logprob
 from neuron_server.router.chat_stream import ChatStream
 from neuron_server.router.disconnect import WhileConnected
@@ -19,7 +20,6 @@ from neuron_server.router.openai_schema import ChatRequest
 from neuron_server.router.prompt import prepare_chat
 from neuron_server.router.service import GenerationService
 from neuron_server.router.sse import OPENAI, stream
-from neuron_server.router.tgi import read
 from neuron_server.router.tools import FunctionCall, ToolPlan, next_call_id, parse_call
 
 #: The one call of a whole answer has this id, whatever calls came before it.
@@ -43,7 +43,8 @@ async def chat(service: GenerationService, request: Request, body: ChatRequest) 
     if body.stream:
         return await turn.stream(request)
     async with WhileConnected(request.receive):
-        return await turn.answer()
+        with service.turn():
+            return await turn.answer()
 
 
 class _Turn:
@@ -67,8 +68,15 @@ class _Turn:
         if in_words:
             body, started_s = body.model_copy(update={"tools": None}), time.monotonic()
         with self._handler.span.child("apply_chat_template"):
-            chat = await prepare_chat(self._service, body)
-        call = Call(chat.inputs, chat.parameters, started_s, add_special_tokens=False, handler=self._handler)
+            chat = await prepare_chat(self._service, body, begun=in_words)
+        call = Call(
+            chat.inputs,
+            chat.parameters,
+            started_s,
+            add_special_tokens=False,
+            handler=self._handler,
+            begun=in_words,
+        )
         return call, chat.tools
 
     async def answer(self) -> Response:

@@ -40,24 +40,25 @@ class ChatStream:
 
         Whatever a generation holds is free again when this ends or is closed.
         """
-        try:
-            generation, tools = await self._begin(in_words=False)
-            if tools is not None:
-                stream = ToolStream()
-                async with contextlib.aclosing(self._call(generation, tools, stream)) as frames:
-                    async for frame in frames:
-                        yield frame
-                if not tools.declined(stream.name):
-                    return
-                await generation.abandon()
-                generation, _ = await self._begin(in_words=True)
-            async for piece in generation.pieces:
-                yield self._chunks.text(piece)
-                if piece.ending is not None and self._include_usage:
-                    yield self._chunks.usage(piece.ending)
-        finally:
-            if self._generation is not None:
-                await self._generation.close()
+        with self._service.turn():
+            try:
+                generation, tools = await self._begin(in_words=False)
+                if tools is not None:
+                    stream = ToolStream()
+                    async with contextlib.aclosing(self._call(generation, tools, stream)) as frames:
+                        async for frame in frames:
+                            yield frame
+                    if not tools.declined(stream.name):
+                        return
+                    await generation.abandon()
+                    generation, _ = await self._begin(in_words=True)
+                async for piece in generation.pieces:
+                    yield self._chunks.text(piece)
+                    if piece.ending is not None and self._include_usage:
+                        yield self._chunks.usage(piece.ending)
+            finally:
+                if self._generation is not None:
+                    await self._generation.close()
 
     async def _begin(self, *, in_words: bool) -> tuple[Generation, ToolPlan | None]:
         """The generation that is to be closed from now on, admitted."""

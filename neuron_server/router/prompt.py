@@ -47,13 +47,15 @@ class PreparedChat:
     tools: ToolPlan | None
 
 
-async def prepare_chat(service: GenerationService, request: ChatRequest) -> PreparedChat:
-    """What to generate for ``request``. Takes no permit and validates no parameter.
+async def prepare_chat(
+    service: GenerationService, request: ChatRequest, *, begun: bool = False
+) -> PreparedChat:
+    """What to generate for ``request``; ``begun`` as in ``Call``. Takes no permit, validates no parameter.
 
     Raises ``ToolError``, ``ChatTemplateError`` and, while the model loads, ``UnavailableError``; counted and
     logged already.
     """
-    service.require_open()
+    service.require_open(begun=begun)
     try:
         plan = choose(request)
         template = service.chat_template

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from importlib import metadata
@@ -293,6 +294,23 @@ async def test_declining_to_call_answers_from_a_second_generation_without_tools(
     assert first.prompt_length > second.prompt_length
     assert "tgi_request_count 3" in counted(one)
     assert "tgi_request_success 2" in counted(one)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_drain_waits_for_the_second_generation_and_does_not_refuse_it(harness, tokenizer, streamed):
+    one = writes(harness(), tokenizer, NO_TOOL, "Hello")
+    one.source.gate.clear()
+    running = asyncio.create_task(ask(one, tools=[WEATHER], stream=streamed))
+    await one.source.arrived.wait()
+    one.service.drain()
+    idle = asyncio.create_task(one.service.idle())
+    one.source.gate.set()
+    await idle
+    assert len(one.source.requests) == 2
+    answer = await running
+    assert answer.status_code == 200
+    assert "Hello" in answer.text
+    assert (await ask(one)).status_code == 503
 
 
 async def test_an_empty_list_of_tools_takes_both_generations(harness, tokenizer):

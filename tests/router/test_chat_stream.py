@@ -326,14 +326,14 @@ async def test_a_client_that_leaves_between_the_generations_frees_everything(
     one = writes(harness(), tokenizer, NO_TOOL, "Hello")
     prepare, between, gone = chat_route.prepare_chat, asyncio.Event(), asyncio.Event()
 
-    async def slow(service, request):
+    async def slow(service, request, **told):
         if request.tools is None:
             between.set()
             try:
                 await asyncio.Event().wait()
             finally:
                 gone.set()
-        return await prepare(service, request)
+        return await prepare(service, request, **told)
 
     monkeypatch.setattr(chat_route, "prepare_chat", slow)
     wire = Wire(one.app, PATH, chat(tools=[WEATHER], stream=streamed))
