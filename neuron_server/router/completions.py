@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 
 from neuron_server.config import RouterConfig
 from neuron_server.router.answer import Piece
+from neuron_server.router.body import read
 from neuron_server.router.disconnect import WhileConnected
 from neuron_server.router.errors import ErrorReply
 from neuron_server.router.generation import Call, Generation
@@ -22,7 +23,6 @@ from neuron_server.router.openai_reply import finish_reason, head, usage
 from neuron_server.router.openai_schema import CompletionRequest
 from neuron_server.router.service import GenerationService
 from neuron_server.router.sse import OPENAI, Frames, error_frame, frame, stream
-from neuron_server.router.tgi import read
 
 _OBJECT = "text_completion"
 

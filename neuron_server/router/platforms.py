@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
 from neuron_server.errors import NeuronTgiError, OverloadedError, UnavailableError
+from neuron_server.router.body import read, read_as
 from neuron_server.router.chat import chat
 from neuron_server.router.completions import complete
 from neuron_server.router.disconnect import WhileConnected
@@ -23,7 +24,7 @@ from neuron_server.router.openai_schema import ChatRequest, CompletionRequest
 from neuron_server.router.prompt import prepare_chat
 from neuron_server.router.serde import FailFast, Schema, Untagged, deserialize_untagged
 from neuron_server.router.service import GenerationService
-from neuron_server.router.tgi import compat, read, read_as
+from neuron_server.router.tgi import compat
 from neuron_server.router.tgi_schema import CompatGenerateRequest, GenerateParameters
 
 #: Vertex AI says by environment under which paths it will ask: variable -> (our path, its methods).

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request, Response
 
 from neuron_server.router.answer import Answer, Ending, Piece, Token
+from neuron_server.router.body import read
 from neuron_server.router.disconnect import WhileConnected
 from neuron_server.router.generation import Call, Generation
 from neuron_server.router.handler import begin
 from neuron_server.router.headers import compute_headers, one_shot_headers
-from neuron_server.router.json_body import Document, parse, read_body
 from neuron_server.router.json_reply import Json, dump, f32
-from neuron_server.router.serde import Schema, deserialize
 from neuron_server.router.service import GenerationService
 from neuron_server.router.sse import Frames, frame, stream
 from neuron_server.router.tgi_schema import CompatGenerateRequest, GenerateRequest
-
-S = TypeVar("S", bound=Schema)
-T = TypeVar("T")
-
-#: Bodies beyond this many bytes are parsed in a thread, so that streams go on meanwhile.
-_LARGE_BODY = 65_536
 
 
 def add_routes(app: FastAPI, service: GenerationService) -> None:
@@ -65,19 +56,6 @@ async def compat(service: GenerationService, request: Request, body: CompatGener
     if body.stream:
         return await _stream(service, request, call)
     return await _generate(service, request, call, as_list=True)
-
-
-async def read(request: Request, model: type[S], limit: int) -> S:
-    """The request's body as a ``model``; raises ``BodyRefusedError``."""
-    return await read_as(request, lambda document: deserialize(model, document), limit)
-
-
-async def read_as(request: Request, fit: Callable[[Document], T], limit: int) -> T:
-    """The request's body as what ``fit`` makes of it; raises ``BodyRefusedError`` as ``fit`` may."""
-    body = await read_body(request.headers, request.stream(), limit)
-    if len(body) > _LARGE_BODY:
-        return await asyncio.to_thread(lambda: fit(parse(body)))
-    return fit(parse(body))
 
 
 async def _generate(

@@ -8,11 +8,11 @@ import orjson
 from fastapi import FastAPI, Request, Response
 
 from neuron_server.errors import ValidationError
+from neuron_server.router.body import read
 from neuron_server.router.handler import begin
 from neuron_server.router.openai_schema import ChatRequest
 from neuron_server.router.prompt import prepare_chat
 from neuron_server.router.service import GenerationService
-from neuron_server.router.tgi import read
 from neuron_server.router.tgi_schema import GenerateRequest
 from neuron_server.text.tokenizer import LONG_TEXT_CHARS
 
