@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar
 
@@ -112,7 +111,7 @@ class GenerationService:
         check_best_of(copies, self.config.max_best_of)
         self.metrics.count.inc()
         self._began(call)
-        async with AsyncExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             within = call.handler.span
             if copies > 1:
                 within = stack.enter_context(within.child("generate_best_of", {"best_of": copies}))
@@ -137,7 +136,7 @@ class GenerationService:
             finished.append((position, await fold(generation.pieces)))
             await generation.close()  # its permit is for others while the rest goes on
 
-        async with AsyncExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             for generation in generations:
                 stack.push_async_callback(generation.close)
                 await generation.admit()
