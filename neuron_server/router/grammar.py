@@ -91,7 +91,7 @@ def read_schema(text: str) -> Grammar:
 
 def _problem(schema: object) -> str | None:
     error = next(_metaschema().iter_errors(schema), None)
-    return None if error is None else f"{error.message[:_MAX_DETAIL]} at {error.json_path}"
+    return None if error is None else f"{error.message[: _MAX_DETAIL // 2]} at {error.json_path}"
 
 
 @cache
