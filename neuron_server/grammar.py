@@ -13,10 +13,21 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from neuron_server.errors import ValidationError
+
 GrammarKind = Literal["json_schema", "regex"]
 
 #: The longest grammar: already checking a schema of this size takes half a second.
 MAX_GRAMMAR_CHARS = 131_072
+
+
+def bounded(text: str) -> str:
+    """``text``, a grammar's; raises ``ValidationError`` when it is longer than ``MAX_GRAMMAR_CHARS``."""
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise ValidationError(
+            f"grammar is not valid: it has {len(text)} characters; at most {MAX_GRAMMAR_CHARS}"
+        )
+    return text
 
 
 @dataclass(frozen=True, slots=True)

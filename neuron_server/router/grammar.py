@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from neuron_server.errors import ValidationError
-from neuron_server.grammar import MAX_GRAMMAR_CHARS, Grammar
+from neuron_server.grammar import Grammar, bounded
 from neuron_server.router.tgi_schema import GrammarType
 
 #: Schemas whose check is remembered: it takes 15 ms for one of 50 fields.
@@ -51,11 +51,11 @@ class GrammarReader:
         if self._disabled:
             raise ValidationError("grammar is not supported")
         if grammar.type == "regex":
-            return Grammar("regex", _bounded(grammar.value))
+            return Grammar("regex", bounded(grammar.value))
         value = grammar.value["schema"] if grammar.type == "json_schema" else grammar.value
         if not isinstance(value, dict | str) and grammar.type != "json_schema":
             raise ValidationError("grammar is not supported")
-        text = _bounded(value if isinstance(value, str) and grammar.type != "json_schema" else _dump(value))
+        text = bounded(value if isinstance(value, str) and grammar.type != "json_schema" else _dump(value))
         known = self._read.get(text)
         if known is None:
             loop = asyncio.get_running_loop()
@@ -77,7 +77,7 @@ def read_schema(text: str) -> Grammar:
         if problem is None:
             if not isinstance(schema, dict) or "properties" not in schema:
                 raise ValidationError("grammar is not valid: Grammar must have a 'properties' field")
-            read = _bounded(_dump(_as_tgi(schema)))
+            read = bounded(_dump(_as_tgi(schema)))
             read.encode()
             return Grammar("json_schema", read)
     except UnicodeEncodeError:
@@ -131,14 +131,6 @@ def _unique_items(_: Any, unique: object, items: object, __: Any) -> Iterator[Ex
 
 def _not_json(literal: str) -> NoReturn:
     raise ValueError(f"{literal} is not JSON")
-
-
-def _bounded(text: str) -> str:
-    if len(text) > MAX_GRAMMAR_CHARS:
-        raise ValidationError(
-            f"grammar is not valid: it has {len(text)} characters; at most {MAX_GRAMMAR_CHARS}"
-        )
-    return text
 
 
 # -- (dict[str, Any] throughout: JSON Schemas are any JSON) --------------------------------------------------

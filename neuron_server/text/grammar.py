@@ -31,7 +31,7 @@ from pathlib import Path
 from llguidance import LLTokenizer
 
 from neuron_server.errors import OverloadedError, ValidationError
-from neuron_server.grammar import MAX_GRAMMAR_CHARS, Constraint, Grammar
+from neuron_server.grammar import Constraint, Grammar, bounded
 from neuron_server.models import read_eos_ids
 from neuron_server.text.constraint import Compiled
 from neuron_server.text.specification import match
@@ -125,10 +125,7 @@ class GrammarCompiler:
         """Raises ``ValidationError``, and ``OverloadedError`` when too many wait already."""
         if not stop_ids:
             raise ValidationError("grammar is not supported: nothing ends the text, there are no stop_ids")
-        if len(grammar.text) > MAX_GRAMMAR_CHARS:
-            raise ValidationError(
-                f"grammar is not valid: it has {len(grammar.text)} characters; at most {MAX_GRAMMAR_CHARS}"
-            )
+        bounded(grammar.text)
         compiled = self._cached(grammar)
         if compiled is None:
             if self._waiting >= _WAITING:
