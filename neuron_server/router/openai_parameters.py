@@ -16,29 +16,26 @@ def chat_parameters(request: ChatRequest, grammar: GrammarType | None = None) ->
     prompt is not scored, which no answer of these routes shows.
     """
     penalty = request.presence_penalty
-    greedy = _is_zero(request.temperature)
-    return GenerateParameters(
-        do_sample=not greedy,
-        temperature=None if greedy else request.temperature,
-        repetition_penalty=None if penalty is None else penalty + 2.0,
-        frequency_penalty=request.frequency_penalty,
-        top_p=_top_p(request.top_p, greedy=greedy),
-        max_new_tokens=request.max_tokens,
-        stop=request.stop or [],
-        details=True,
-        seed=request.seed,
-        top_n_tokens=request.top_logprobs,
-        grammar=grammar or request.response_format,
+    return _shared(request).model_copy(
+        update={
+            "repetition_penalty": None if penalty is None else penalty + 2.0,
+            "top_n_tokens": request.top_logprobs,
+            "grammar": grammar or request.response_format,
+        }
     )
 
 
 def completion_parameters(request: CompletionRequest) -> GenerateParameters:
     """The same for every prompt of the request."""
+    return _shared(request).model_copy(update={"repetition_penalty": request.repetition_penalty})
+
+
+def _shared(request: ChatRequest | CompletionRequest) -> GenerateParameters:
+    """What both routes have under the same names; temperature 0 means greedy."""
     greedy = _is_zero(request.temperature)
     return GenerateParameters(
         do_sample=not greedy,
         temperature=None if greedy else request.temperature,
-        repetition_penalty=request.repetition_penalty,
         frequency_penalty=request.frequency_penalty,
         top_p=_top_p(request.top_p, greedy=greedy),
         max_new_tokens=request.max_tokens,
