@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -34,6 +35,12 @@ log = logging.getLogger("text_generation_launcher")
 #: What clients see as the name of the embedded model.
 DEMO_MODEL_ID = "neuronx-tgi-demo"
 
+#: First words that are not flags -> "module:function" of what does it, given the words that follow.
+VERBS: Mapping[str, str] = {
+    "plan": "launcher.planner.command:main",
+    "doctor": "launcher.doctor.command:main",
+}
+
 #: Columns of a ``--help`` that no terminal shows (``docker run IMAGE --help``): no flag's name is cut.
 _HELP_WIDTH = "120"
 
@@ -42,7 +49,11 @@ def main() -> None:
     """The console entry point; ends the process with a status from the table of exit codes."""
     if not sys.stdout.isatty():
         os.environ.setdefault("TERMINAL_WIDTH", _HELP_WIDTH)  # typer reads it
+    verb = VERBS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     try:
+        if verb is not None:
+            module, _, function = verb.partition(":")
+            sys.exit(getattr(importlib.import_module(module), function)(sys.argv[2:]))
         build(launch)()
     except (ConfigError, ModelError) as error:
         _fail(error.rule, last_line(error.rule, str(error)))

@@ -40,6 +40,9 @@ EXIT_CODES: Mapping[str, ExitCode] = MappingProxyType(
         "max_concurrent_requests": ExitCode(16, "--max-concurrent-requests is below 1"),
         "tokenizer_config": ExitCode(17, "--tokenizer-config-path names no readable JSON object"),
         "neuron_environment": ExitCode(18, "HF_NUM_CORES or HF_AUTO_CAST_TYPE do not fit the compiled model"),
+        "num_shard": ExitCode(
+            19, "--num-shard is not the tensor-parallel degree of the model, or not 1 on CPU"
+        ),
         "model_missing": ExitCode(20, "no such model directory, or no config.json in it"),
         "config_corrupt": ExitCode(21, "a configuration file of the model cannot be read"),
         "unsupported_model": ExitCode(22, "a model family that cannot be served"),
@@ -47,10 +50,20 @@ EXIT_CODES: Mapping[str, ExitCode] = MappingProxyType(
         "weights_corrupt": ExitCode(24, "a safetensors file is damaged or cut short"),
         "download_failed": ExitCode(25, "the model could not be downloaded"),
         "model": ExitCode(26, "the model could not be loaded"),
+        "not_a_neuron_model": ExitCode(27, "the model was not compiled for Neuron, and cannot be here"),
+        "no_cached_config": ExitCode(28, "no compiled configuration in the cache is what the flags ask for"),
+        "neuron_version": ExitCode(29, "the model was compiled by other versions than are installed"),
         "port_in_use": ExitCode(30, "another process listens on --port"),
         "address": ExitCode(31, "--hostname and --port cannot be listened on"),
         "socket": ExitCode(32, "a shard socket path cannot be used"),
         "memory": ExitCode(33, "weights and KV cache do not fit the memory of the host"),
+        "no_neuron_device": ExitCode(34, "no Neuron device can be seen from here"),
+        "neuron_driver": ExitCode(35, "driver of the host and runtime of the container do not go together"),
+        "neuron_target": ExitCode(36, "the model was compiled for another kind of device"),
+        "neuron_cores": ExitCode(
+            37, "the replicas need more NeuronCores than are visible, or others than these"
+        ),
+        "export_failed": ExitCode(38, "the model could not be compiled"),
         "generator_start": ExitCode(40, "a generator ended before it was ready"),
         "generator_lost": ExitCode(41, "a generator ended more often than --max-restarts allows"),
         "device_failed": ExitCode(42, "the device failed before the generator was ready"),

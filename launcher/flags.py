@@ -109,8 +109,9 @@ _HONOURED = (
     _text("revision", "Branch, tag or commit of a hub model.", MODEL),
     _text("dtype", "Type of weights and KV cache. Unset: float32 on CPU, where results are exact; otherwise "
           "the type the model was compiled for.", MODEL, choices=("float32", "bfloat16", "float16")),
-    _text("backend", "What runs the model; auto means neuron where a Neuron device is present, else cpu.",
-          MODEL, "auto", choices=("auto", "cpu", "neuron", "fake")),
+    _text("backend", "What runs the model; auto means neuron where a Neuron device is present, else cpu. "
+          "neuron: models of optimum-neuron 0.2 and later; neuron_legacy: of before.",
+          MODEL, "auto", choices=("auto", "cpu", "neuron", "neuron_legacy", "fake")),
     _switch("trust_remote_code", "Run Python code found in the model directory; off unless asked.", MODEL),
     _text("huggingface_hub_cache", "Directory for downloaded models.", MODEL),
     _text("tokenizer_config_path", "A tokenizer_config.json whose chat template takes the place of the "
@@ -130,6 +131,8 @@ _HONOURED = (
     _uint("max_stop_sequences", "Largest number of stop sequences.", LIMITS, 4),
     _uint("max_top_n_tokens", "Largest top_n_tokens.", LIMITS, 5),
     _uint("max_client_batch_size", "Prompts in one /v1/completions request; more get 422.", LIMITS, 4),
+    _switch("approximate_top_p", "Accept top_p on a model that samples on the device, which keeps fewer "
+          "tokens than the exact top_p does. Unset: such requests get 422.", LIMITS),
     _switch("disable_grammar_support", "Refuse grammars, response formats and tools.", LIMITS),
     _uint("payload_limit", "Largest request body, in bytes.", LIMITS, 2_000_000),
     _uint("validation_workers", "Threads that tokenize prompts.", LIMITS, 2),
@@ -154,8 +157,12 @@ _HONOURED = (
     _text("master_shard_uds_path", "Exact path of the first generator's unix socket.", PROCESSES),
     _uint("max_restarts", "How often generators may be restarted within five minutes before the launcher "
           "gives up.", PROCESSES, 3),
-    _uint("num_shard", "Must be 1: tensor parallelism happens inside the one generator process.", PROCESSES),
-    _text("sharded", "Must not be true; see --num-shard.", PROCESSES, choices=("true", "false")),
+    _uint("num_shard", "Tensor-parallel degree: NeuronCores that one replica spans. A compiled model "
+          "fixes it; on CPU it is 1. Unset: what the model was compiled for.", PROCESSES),
+    _text("sharded", "true: more than one core for each replica; false: one.", PROCESSES,
+          choices=("true", "false")),
+    _uint("data_parallel_size", "Replicas: generators that each hold the whole model, with a static batch "
+          "and NeuronCores of their own, behind the one router.", PROCESSES, 1),
     _switch("json_output", "Log one JSON object per line.", LOGGING),
     _text("otlp_endpoint", "Collector to export traces to, over gRPC: http://HOST:PORT.", LOGGING),
     _text("otlp_service_name", "service.name of the traces.", LOGGING, OTLP_SERVICE_NAME),
@@ -165,6 +172,8 @@ _HONOURED = (
     _switch("strict", "Pay the real static cost: B rows in every step, padded prefills.", EMULATION),
     _switch("poison", "Write garbage wherever a real device would, so that wrong scheduling shows.",
             EMULATION),
+    _switch("on_device_sampling", "Hand over tokens instead of logits, as a model that was exported with "
+          "sampling on the device does: no log-probabilities, seeds, penalties, grammars.", EMULATION),
     _text("simulated_clock", "Answer at the speed of a device: PREFILL_S:B=STEP_S,B=STEP_S... in seconds. "
           "Figures taken with it are simulated.", EMULATION),
 )  # fmt: skip

@@ -58,12 +58,14 @@ class Row:
 class LaunchPlan:
     """Everything the supervisor needs.
 
+    ``environments[rank]`` is what that generator's environment has besides the launcher's: its NeuronCores.
     ``socket_directory`` is to be made (mode 0700) and removed; ``None`` when the user placed the sockets, and
     then ``socket_flag`` is the flag to name when a socket cannot be used.
     """
 
     shape: StaticShape
     generators: tuple[GeneratorConfig, ...]
+    environments: tuple[Mapping[str, str], ...]
     router: RouterConfig
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
@@ -105,6 +107,7 @@ def plan(
     return LaunchPlan(
         shape=values.shape,
         generators=generators,
+        environments=(_NO_VARIABLES,) * len(generators),
         router=router,
         rows=(*_rows(parameters, model, values, generators[0], router, concurrent), *memory),
         warnings=(*hostname_warning, *settled.warnings, *_warnings(parameters, model, values, concurrent)),

@@ -111,7 +111,8 @@ class Supervisor:
         log.info("Starting shard", extra=_span(rank).extra)
         self._started_at[rank] = time.monotonic()
         argv = [*self._programs.generator, *to_argv(config)]
-        child = await Child.start(shard_name(rank), argv, self._env, self._forward)
+        env = {**self._env, **self._plan.environments[rank]}
+        child = await Child.start(shard_name(rank), argv, env, self._forward)
         self._generators[rank] = child
         janitor.watch(child.pid)
 

@@ -16,28 +16,54 @@ OutputKind = Literal["logits", "candidates", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceSampling:
+    """How a backend that hands over tokens chooses one for a row; greedy is (1, 1.0, 1.0).
+
+    1 <= ``top_k`` <= ``BackendInfo.max_top_k``, 0 < ``top_p`` <= 1, ``temperature`` > 0. A device has no
+    "off" for top_k: ``max_top_k`` is the widest it can do.
+    """
+
+    top_k: int = 1
+    top_p: float = 1.0
+    temperature: float = 1.0
+
+
+GREEDY = DeviceSampling()
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillRow:
-    """``tokens`` (all that the slot shall hold) for ``slot``; ``prompt_logprobs`` asks to score them too."""
+    """``tokens`` (all that the slot shall hold) for ``slot``; ``prompt_logprobs`` asks to score them too.
+
+    ``sampling`` counts only where ``BackendInfo.output`` is ``tokens``.
+    """
 
     slot: int
     tokens: Sequence[int]
     prompt_logprobs: bool = False
+    sampling: DeviceSampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRow:
-    """``token`` enters ``slot`` at ``position``, the number of tokens the slot already holds."""
+    """``token`` enters ``slot`` at ``position``, the number of tokens the slot already holds.
+
+    ``sampling`` counts only where ``BackendInfo.output`` is ``tokens``.
+    """
 
     slot: int
     token: int
     position: int
+    sampling: DeviceSampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Next-token logits of each row, in the caller's order.
+    """Next-token logits of each row, in the caller's order; or the tokens that the device chose from them.
 
-    ``logits`` float32 (n, V), valid until the next call of the backend; the caller may write to it.
+    ``logits`` float32 (n, V), valid until the next call of the backend; the caller may write to it. Where
+    ``BackendInfo.output`` is ``tokens`` they stay on the device: ``logits`` is (n, 0), and ``tokens`` holds
+    the next token of each row.
     ``prompt_logprobs[i]``, where row i asked for it: float32 (len(tokens) - 1,), the natural log-probability
     of tokens 1 .. of the row given those before it. ``positions``: how many token positions the forward
     computed for these rows, padding included (a compiled graph computes all it has); 0 where unknown.
@@ -46,6 +72,7 @@ class Output:
     logits: npt.NDArray[np.float32]  # (n, V)
     prompt_logprobs: Sequence[npt.NDArray[np.float32] | None] = ()
     positions: int = 0
+    tokens: npt.NDArray[np.int64] | None = None  # (n,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +81,10 @@ class BackendInfo:
 
     ``max_prompt_tokens`` (C): the longest prefill, 1 <= C <= T - 1 (in *rebuild* mode, the longest client
     prompt: histories up to T - 1 tokens must be accepted). ``prefill_mode``: see ``Backend.prefill``.
-    ``output``: what ``prefill`` and ``decode`` return (this release: ``logits``). ``can_score_prompt``:
-    whether ``prompt_logprobs`` are computed; where not, the rows' wish is ignored and the answer ``None``.
+    ``output``: what ``prefill`` and ``decode`` return (``candidates`` is for a later backend).
+    ``can_score_prompt``: whether ``prompt_logprobs`` are computed; where not, the rows' wish is ignored and
+    the answer ``None``. ``max_top_k``: the most candidates that sampling on the device considers; 0 where
+    ``output`` is ``logits``.
     """
 
     shape: StaticShape
@@ -66,6 +95,12 @@ class BackendInfo:
     dtype: str = "float32"
     device: str = "cpu"
     can_score_prompt: bool = False
+    max_top_k: int = 0
+
+    @property
+    def samples(self) -> bool:
+        """Whether the device chooses the tokens: no log-probabilities, seeds, penalties or grammars."""
+        return self.output == "tokens"
 
 
 class Backend(Protocol):

@@ -38,6 +38,9 @@ class GeneratorConfig:
     prefill_mode: PrefillMode = field(default="insert", metadata={"help": "insert, or rebuild the KV cache"})
     strict: bool = field(default=False, metadata={"help": "pay the real static cost on CPU"})
     poison: bool = field(default=False, metadata={"help": "write garbage where a device would"})
+    on_device_sampling: bool = field(
+        default=False, metadata={"help": "hand over tokens instead of logits, as a device that samples does"}
+    )
     simulated_clock: str | None = field(default=None, metadata={"help": "PREFILL_S:B=STEP_S,B=STEP_S..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "run code found in the model directory"})
     max_batch_prefill_tokens: int = field(default=4096, metadata={"help": "prompt tokens between two steps"})
@@ -46,6 +49,9 @@ class GeneratorConfig:
     )
     max_waiting_tokens: int = field(default=20, metadata={"help": "as TGI: steps before the queue must join"})
     max_prefill_stall: float = field(default=1.0, metadata={"help": "seconds of prefills between two steps"})
+    approximate_top_p: bool = field(
+        default=False, metadata={"help": "let the device's narrower top_p stand for the exact one"}
+    )
     disable_grammar_support: bool = field(default=False, metadata={"help": "refuse grammars"})
     otlp_endpoint: str | None = field(default=None, metadata={"help": "export traces to this gRPC collector"})
     otlp_service_name: str = field(default=OTLP_SERVICE_NAME, metadata={"help": "service.name of the traces"})
@@ -78,6 +84,9 @@ class RouterConfig:
     pipeline_tag: str | None = field(default=None, metadata={"help": "what the hub says the model is for"})
     tokenizer_config_path: str | None = field(
         default=None, metadata={"help": "tokenizer_config.json to take the chat template from"}
+    )
+    approximate_top_p: bool = field(
+        default=False, metadata={"help": "let the device's narrower top_p stand for the exact one"}
     )
     disable_grammar_support: bool = field(default=False, metadata={"help": "refuse grammars and tools"})
     otlp_endpoint: str | None = field(default=None, metadata={"help": "export traces to this gRPC collector"})

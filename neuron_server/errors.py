@@ -120,6 +120,14 @@ class TokenOutOfRangeError(BackendError):
     """A token id outside the vocabulary."""
 
 
+class BatchTooLargeError(BackendError):
+    """More rows than the batch has slots."""
+
+
+class BadSamplingError(BackendError):
+    """A row's on-device sampling outside what the device takes; it would draw from another distribution."""
+
+
 class DeviceFailedError(NeuronTgiError):
     """Device work failed. The backend is dead and its process must exit."""
 

@@ -86,11 +86,15 @@ Generation = Literal["nxd", "legacy"]
 
 @dataclass(frozen=True, slots=True)
 class StaticFacts:
-    """The static shape that a compiled Neuron model carries; it fixes B and T.
+    """What a compiled Neuron model says of itself; it fixes B, T and much else.
 
     ``max_context_length`` is the width of its prefill graph. ``generation``: ``nxd`` (``neuron_config.json``,
     optimum-neuron 0.2 and later) or ``legacy`` (the ``neuron`` object in ``config.json``, up to 0.1).
     ``continuous_batching``: requests are inserted (true) or the whole cache is rebuilt for each (false).
+    ``cores``: of one replica, its tensor-parallel degree included. ``target``: the kind of device (``trn1``
+    stands for inf2 too). ``on_device_sampling``: it hands over tokens, of at most ``max_top_k`` candidates.
+    ``checkpoint_id``: where its weights come from when they do not lie beside it. ``unknown``: keys that no
+    release we know writes. What the files do not say is ``None``.
     """
 
     batch_size: int
@@ -100,7 +104,14 @@ class StaticFacts:
     continuous_batching: bool
     cores: int | None = None
     dtype: str | None = None
-    version: str | None = None
+    optimum_version: str | None = None
+    compiler_version: str | None = None
+    target: str | None = None
+    on_device_sampling: bool = False
+    max_top_k: int = 256
+    checkpoint_id: str | None = None
+    checkpoint_revision: str | None = None
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +360,13 @@ def _nxd(neuron: _Json) -> StaticFacts:
         continuous_batching=neuron.boolean("continuous_batching", batch > 1),
         cores=(neuron.integer("tp_degree") or 1) * (neuron.integer("pp_degree") or 1),
         dtype=_dtype(neuron.text("torch_dtype", "auto_cast_type")),
-        version=neuron.text("optimum_neuron_version"),
+        optimum_version=neuron.text("optimum_neuron_version"),
+        compiler_version=neuron.text("neuronxcc_version"),
+        target=neuron.text("target"),
+        on_device_sampling=neuron.boolean("on_device_sampling"),
+        max_top_k=neuron.integer("max_topk") or 256,
+        checkpoint_id=neuron.text("checkpoint_id"),
+        checkpoint_revision=neuron.text("checkpoint_revision"),
     )
 
 
@@ -367,5 +384,7 @@ def _legacy(neuron: _Json) -> StaticFacts:
         continuous_batching=neuron.boolean("continuous_batching", batch > 1),
         cores=neuron.integer("num_cores"),
         dtype=_dtype(neuron.text("auto_cast_type")),
-        version=neuron.text("compiler_version"),
+        compiler_version=neuron.text("compiler_version"),
+        checkpoint_id=neuron.text("checkpoint_id"),
+        checkpoint_revision=neuron.text("checkpoint_revision"),
     )

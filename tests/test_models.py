@@ -170,7 +170,7 @@ def test_a_neuron_config_fixes_the_shape(tmp_path: Path) -> None:
     assert static is not None
     assert (static.batch_size, static.sequence_length, static.max_context_length) == (4, 4096, 2048)
     assert (static.generation, static.continuous_batching, static.cores) == ("nxd", True, 2)
-    assert (static.dtype, static.version) == ("bfloat16", "0.4.5")
+    assert (static.dtype, static.optimum_version) == ("bfloat16", "0.4.5")
 
 
 def test_a_neuron_config_may_leave_out_what_has_a_default(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ TGI = {
 }  # fmt: skip
 OURS = {
     *("backend", "prefill_mode", "strict", "poison", "simulated_clock", "max_prefill_stall", "max_restarts"),
-    *("master_shard_uds_path", "version"),
+    *("master_shard_uds_path", "version", "data_parallel_size", "on_device_sampling", "approximate_top_p"),
 }
 
 
