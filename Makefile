@@ -14,7 +14,9 @@ ARGS ?=
 # `make neuronx-tgi` builds the image for Inferentia2, with TARGET=cpu the one without an accelerator.
 DOCKER ?= docker
 TARGET ?= neuron
-IMAGE ?= neuronx-tgi:$(VERSION)$(if $(filter cpu,$(TARGET)),-cpu)
+# NEURON_STACK=legacy: with optimum-neuron 0.0.28, for gpt2, opt, bloom, mistral and what was compiled then.
+NEURON_STACK ?= current
+IMAGE ?= neuronx-tgi:$(VERSION)$(if $(filter cpu,$(TARGET)),-cpu,$(if $(filter legacy,$(NEURON_STACK)),-legacy))
 
 .PHONY: help install run test test-clients lint protos integration-test bench constraints neuronx-tgi clean
 .DEFAULT_GOAL := help
@@ -100,19 +102,15 @@ bench: install  ## run every program of benchmarks/
 
 # uv resolves for both Pythons and all platforms at once. torch's CUDA parts stay out: they are not what is installed.
 UV := build/uv/bin/uv pip compile --quiet --no-header --no-annotate --upgrade
-constraints: install  ## write constraints.txt and constraints-neuron.txt anew, from the newest versions
+constraints: install  ## write constraints.txt anew, from the newest versions
 	@$(BIN)/python -m venv build/uv && build/uv/bin/python -m pip install $(QUIET) uv
 	@{ sed '/^#/!d' constraints.txt; \
 	   $(UV) --universal --python-version 3.10 --extra cpu --extra dev pyproject.toml \
 	   | grep -vE "^(torch|triton|setuptools|nvidia-.*|cuda-.*)==|>= '3.12'" | sed "s/== '3.11.\*'/>= '3.11'/"; \
 	} > build/constraints.txt && mv build/constraints.txt constraints.txt
-	@printf 'numpy==1.26.4\nprotobuf==5.29.6\n' > build/narrow.txt
-	@{ sed '/^#/!d' constraints-neuron.txt; \
-	   $(UV) --no-deps --python-version 3.10 --override build/narrow.txt pyproject.toml; \
-	} > build/constraints.txt && mv build/constraints.txt constraints-neuron.txt
 
 neuronx-tgi:  ## build the image neuronx-tgi:VERSION for Inferentia2 (TARGET=cpu: without accelerator)
-	$(DOCKER) build --target $(TARGET) --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+	$(DOCKER) build --target $(TARGET) --build-arg VERSION=$(VERSION) --build-arg NEURON_STACK=$(NEURON_STACK) --tag $(IMAGE) .
 
 clean:  ## remove what was built and cached (.venv stays)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache benchmarks/results

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launcher.program import program
+from launcher.program import GENERATOR_PYTHON, generator_python, program
 
 
 # Python 3.10 has no -P, so it can only run its own way.
@@ -27,3 +27,12 @@ def test_a_program_imports_nothing_from_the_current_directory(tmp_path, version)
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, '__main__ ["--flag", "value"]\n'), done.stderr
+
+
+def test_another_python_gets_the_form_that_every_version_understands():
+    assert program("ours", python="/opt/neuron/bin/python")[:2] == ("/opt/neuron/bin/python", "-c")
+
+
+def test_the_generator_has_the_launchers_python_unless_the_image_names_another():
+    assert generator_python({}) == generator_python({GENERATOR_PYTHON: ""}) == sys.executable
+    assert generator_python({GENERATOR_PYTHON: "/opt/neuron/bin/python"}) == "/opt/neuron/bin/python"
