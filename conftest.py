@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 from conformance import CASES, DEVIATIONS
 
+#: The contract of backends: the option ``--subject``, the marks ``group`` and ``only``, the matrix.
+pytest.register_assert_rewrite("contract")
+pytest_plugins = ("contract.plugin",)
+
 TABLE = Path(__file__).parent / "build" / "conformance.md"
 
 #: What may stand in the column of results.
