@@ -6,13 +6,13 @@ which sizes, whether it can be served at all and, if not, why. The launcher plan
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
+from neuron_server.compiled_model import StaticFacts, read_static
 from neuron_server.errors import ModelError
+from neuron_server.json_object import DTYPES, JsonObject
 from neuron_server.shape import StaticShape
 from neuron_server.weights import WeightFiles, check_weights
 
@@ -74,45 +74,6 @@ _OTHER_HEADS = (
     "ForRewardModel",
 )
 
-#: Spellings of a type -> the one used here.
-DTYPES = {
-    **dict.fromkeys(("float32", "fp32", "f32", "float"), "float32"),
-    **dict.fromkeys(("bfloat16", "bf16"), "bfloat16"),
-    **dict.fromkeys(("float16", "fp16", "f16", "half"), "float16"),
-}
-
-Generation = Literal["nxd", "legacy"]
-
-
-@dataclass(frozen=True, slots=True)
-class StaticFacts:
-    """What a compiled Neuron model says of itself; it fixes B, T and much else.
-
-    ``max_context_length`` is the width of its prefill graph. ``generation``: ``nxd`` (``neuron_config.json``,
-    optimum-neuron 0.2 and later) or ``legacy`` (the ``neuron`` object in ``config.json``, up to 0.1).
-    ``continuous_batching``: requests are inserted (true) or the whole cache is rebuilt for each (false).
-    ``cores``: of one replica, its tensor-parallel degree included. ``target``: the kind of device (``trn1``
-    stands for inf2 too). ``on_device_sampling``: it hands over tokens, of at most ``max_top_k`` candidates.
-    ``checkpoint_id``: where its weights come from when they do not lie beside it. ``unknown``: keys that no
-    release we know writes. What the files do not say is ``None``.
-    """
-
-    batch_size: int
-    sequence_length: int
-    max_context_length: int
-    generation: Generation
-    continuous_batching: bool
-    cores: int | None = None
-    dtype: str | None = None
-    optimum_version: str | None = None
-    compiler_version: str | None = None
-    target: str | None = None
-    on_device_sampling: bool = False
-    max_top_k: int = 256
-    checkpoint_id: str | None = None
-    checkpoint_revision: str | None = None
-    unknown: tuple[str, ...] = ()
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -162,8 +123,8 @@ def read_model(path: str | Path) -> ModelFacts:
         raise ModelError(f"model directory {str(path)!r} {what}", rule="model_missing")
     if not (root / "config.json").is_file():
         raise ModelError(f"model directory {str(path)!r} holds no config.json", rule="model_missing")
-    config = _Json.load(root / "config.json")
-    return _facts(config, read_eos_ids(root), _static(root, config))
+    config = JsonObject.load(root / "config.json")
+    return _facts(config, read_eos_ids(root), read_static(root, config))
 
 
 def read_eos_ids(path: str | Path) -> frozenset[int]:
@@ -172,7 +133,7 @@ def read_eos_ids(path: str | Path) -> frozenset[int]:
     Raises ``ModelError`` (rule ``config_corrupt``).
     """
     files = (Path(path) / name for name in ("generation_config.json", "config.json"))
-    found = (_Json.load(file).ids("eos_token_id") for file in files if file.is_file())
+    found = (JsonObject.load(file).ids("eos_token_id") for file in files if file.is_file())
     return frozenset(next(filter(None, found), ()))
 
 
@@ -203,70 +164,7 @@ def check_supported(facts: ModelFacts, *, trust_remote_code: bool = False) -> No
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-class _Json:
-    """One JSON object and the file it came from, so that each complaint names both."""
-
-    def __init__(self, values: Mapping[str, Any], path: Path) -> None:  # Any: JSON
-        self.values = values
-        self.path = path
-
-    @classmethod
-    def load(cls, path: Path) -> _Json:
-        try:
-            values = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}", rule="config_corrupt") from error
-        if not isinstance(values, dict):
-            raise ModelError(f"{path} must hold a JSON object", rule="config_corrupt")
-        return cls(values, path)
-
-    def wrong(self, key: str, want: str) -> ModelError:
-        return ModelError(
-            f"{self.path}: {key} is {self.values[key]!r}, but must be {want}", rule="config_corrupt"
-        )
-
-    def integer(self, *keys: str, least: int = 1) -> int | None:
-        """The first of ``keys`` that is set, as an integer of at least ``least``."""
-        for key in keys:
-            value = self.values.get(key)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise self.wrong(key, f"an integer of at least {least}")
-            return value
-        return None
-
-    def required(self, *keys: str) -> int:
-        value = self.integer(*keys)
-        if value is None:
-            raise ModelError(f"{self.path} lacks {keys[0]}", rule="config_corrupt")
-        return value
-
-    def boolean(self, key: str, default: bool = False) -> bool:
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.wrong(key, "true or false")
-        return value
-
-    def text(self, *keys: str) -> str | None:
-        values = (self.values.get(key) for key in keys)
-        return next((v for v in values if isinstance(v, str)), None)
-
-    def object(self, key: str) -> _Json | None:
-        value = self.values.get(key)
-        return _Json(value, self.path) if isinstance(value, dict) else None
-
-    def ids(self, key: str) -> tuple[int, ...]:
-        value = self.values.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-            raise self.wrong(key, "a token id or a list of token ids")
-        return tuple(i for i in ids if i >= 0)
-
-
-def _facts(config: _Json, eos_token_ids: frozenset[int], static: StaticFacts | None) -> ModelFacts:
+def _facts(config: JsonObject, eos_token_ids: frozenset[int], static: StaticFacts | None) -> ModelFacts:
     architectures = config.values.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     quantization = config.object("quantization_config")
@@ -278,7 +176,7 @@ def _facts(config: _Json, eos_token_ids: frozenset[int], static: StaticFacts | N
         kv_heads=_kv_heads(config),
         head_dim=_head_dim(config),
         vocab_size=config.required("vocab_size", "padded_vocab_size"),
-        dtype=_dtype(config.text("torch_dtype", "dtype")),
+        dtype=config.dtype("torch_dtype", "dtype"),
         eos_token_ids=eos_token_ids,
         is_encoder_decoder=config.boolean("is_encoder_decoder"),
         quantization=(quantization.text("quant_method") or "unknown method") if quantization else None,
@@ -286,15 +184,11 @@ def _facts(config: _Json, eos_token_ids: frozenset[int], static: StaticFacts | N
     )
 
 
-def _dtype(word: str | None) -> str | None:
-    return None if word is None else DTYPES.get(word.removeprefix("torch."), word)
-
-
-def _heads(config: _Json) -> int | None:
+def _heads(config: JsonObject) -> int | None:
     return config.integer("num_attention_heads", "n_head", "n_heads", "num_heads")
 
 
-def _kv_heads(config: _Json) -> int | None:
+def _kv_heads(config: JsonObject) -> int | None:
     heads = _heads(config)
     if config.text("model_type") == "falcon":
         # Its new decoder repeats keys and values before it caches them; the old one caches one shared head.
@@ -303,7 +197,7 @@ def _kv_heads(config: _Json) -> int | None:
     return config.integer("num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
 
 
-def _head_dim(config: _Json) -> int | None:
+def _head_dim(config: JsonObject) -> int | None:
     head_dim = config.integer("head_dim", "d_kv")
     if head_dim is not None:
         return head_dim
@@ -311,7 +205,7 @@ def _head_dim(config: _Json) -> int | None:
     return hidden // heads if hidden is not None and heads is not None else None
 
 
-def _max_positions(config: _Json) -> int | None:
+def _max_positions(config: JsonObject) -> int | None:
     """Longest text; what ``rope_scaling`` extends counts only where every position is computed independently.
 
     Dynamic NTK and longrope change *all* frequencies once any position passes the original length, so a long
@@ -339,52 +233,3 @@ def _max_positions(config: _Json) -> int | None:
     if kind in ("linear", "yarn") and isinstance(factor, (int, float)) and factor > 1:
         return max(longest, int((original or longest) * factor))
     return longest
-
-
-def _static(root: Path, config: _Json) -> StaticFacts | None:
-    path = root / "neuron_config.json"
-    if path.is_file():
-        return _nxd(_Json.load(path))
-    section = config.object("neuron")
-    return None if section is None else _legacy(section)
-
-
-def _nxd(neuron: _Json) -> StaticFacts:
-    length = neuron.required("sequence_length")
-    batch = neuron.required("max_batch_size", "batch_size")
-    return StaticFacts(
-        batch_size=batch,
-        sequence_length=length,
-        max_context_length=min(length, neuron.integer("max_context_length") or length),
-        generation="nxd",
-        continuous_batching=neuron.boolean("continuous_batching", batch > 1),
-        cores=(neuron.integer("tp_degree") or 1) * (neuron.integer("pp_degree") or 1),
-        dtype=_dtype(neuron.text("torch_dtype", "auto_cast_type")),
-        optimum_version=neuron.text("optimum_neuron_version"),
-        compiler_version=neuron.text("neuronxcc_version"),
-        target=neuron.text("target"),
-        on_device_sampling=neuron.boolean("on_device_sampling"),
-        max_top_k=neuron.integer("max_topk") or 256,
-        checkpoint_id=neuron.text("checkpoint_id"),
-        checkpoint_revision=neuron.text("checkpoint_revision"),
-    )
-
-
-def _legacy(neuron: _Json) -> StaticFacts:
-    nested = neuron.object("neuron_kwargs") or _Json({}, neuron.path)  # optimum-neuron 0.0.11
-    length = neuron.integer("sequence_length") or nested.integer("n_positions")
-    if length is None:
-        raise ModelError(f"{neuron.path}: neuron lacks sequence_length", rule="config_corrupt")
-    batch = neuron.required("batch_size")
-    return StaticFacts(
-        batch_size=batch,
-        sequence_length=length,
-        max_context_length=length,
-        generation="legacy",
-        continuous_batching=neuron.boolean("continuous_batching", batch > 1),
-        cores=neuron.integer("num_cores"),
-        dtype=_dtype(neuron.text("auto_cast_type")),
-        compiler_version=neuron.text("compiler_version"),
-        checkpoint_id=neuron.text("checkpoint_id"),
-        checkpoint_revision=neuron.text("checkpoint_revision"),
-    )

@@ -59,6 +59,11 @@ def check_weights(path: str | Path) -> WeightFiles:
     return WeightFiles(files, sum(map(len, headers.values())), sum(f.stat().st_size for f in files))
 
 
+def check_file(path: Path) -> None:
+    """Check one safetensors file; raises ``ModelError`` with rule ``weights_corrupt``."""
+    _tensor_names(path)
+
+
 def _what_is_there_instead(root: Path) -> str:
     pickles = sorted(f.name for pattern in _PICKLES for f in root.glob(pattern))
     if pickles:
