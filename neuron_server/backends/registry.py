@@ -12,15 +12,14 @@ from neuron_server.config import GeneratorConfig
 from neuron_server.device_clock import FORM, DeviceClock, parse_clock
 from neuron_server.errors import ConfigError, ModelError
 
-#: name -> "module:class"; imported only when chosen, so that ``fake`` needs no torch.
+#: name -> "module:class"; imported only when chosen, so ``fake`` needs no torch, ``cpu`` nothing of Neuron.
 BACKENDS: Mapping[str, str] = {
     "cpu": "neuron_server.backends.cpu:CpuBackend",
     "fake": "neuron_server.backends.fake:FakeBackend",
-}
-
-_ABSENT: Mapping[str, str] = {
-    "neuron": "models compiled by optimum-neuron 0.2 and later (neuron_config.json)",
-    "neuron_legacy": "models compiled by optimum-neuron up to 0.1 (the neuron object in config.json)",
+    # Models compiled by optimum-neuron 0.3 and 0.4 (neuron_config.json).
+    "neuron": "neuron_server.backends.neuron:NeuronBackend",
+    # Models compiled by optimum-neuron up to 0.1 (the neuron object in config.json).
+    "neuron_legacy": "neuron_server.backends.neuron_legacy:NeuronLegacyBackend",
 }
 
 
@@ -33,14 +32,8 @@ def load_backend(config: GeneratorConfig) -> Backend:
     """Load the model and allocate its cache, in the calling thread, which must make all later calls too.
 
     Nothing is warmed up. Raises ``ModelError`` (``backend_unavailable`` for a backend that this release does
-    not have; else what is wrong with the model) or ``ConfigError``.
+    not have, or whose packages are not installed here; else what is wrong with the model) or ``ConfigError``.
     """
-    if config.backend in _ABSENT:
-        raise ModelError(
-            f"the backend {config.backend!r}, for {_ABSENT[config.backend]}, is not in this release;"
-            f" available are {', '.join(BACKENDS)}",
-            rule="backend_unavailable",
-        )
     if config.backend not in BACKENDS:
         raise ModelError(
             f"there is no backend {config.backend!r}; available are {', '.join(BACKENDS)}",

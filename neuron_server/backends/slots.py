@@ -7,9 +7,14 @@ state changes only after the device work, so a refused or failed call leaves it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 
-from neuron_server.backend import BackendInfo, DecodeRow, PrefillRow
+import numpy as np
+
+from neuron_server.backend import GREEDY, BackendInfo, DecodeRow, DeviceSampling, PrefillRow
 from neuron_server.errors import (
+    BadSamplingError,
+    BatchTooLargeError,
     EmptyPromptError,
     LiveSlotOmittedError,
     OneTokenPromptError,
@@ -22,6 +27,10 @@ from neuron_server.errors import (
     SlotOutOfRangeError,
     TokenOutOfRangeError,
 )
+
+#: A device reads the sampling parameters as float32. What is smaller than its smallest normal number may
+#: become 0 there, and what is larger than its largest infinity.
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class SlotTable:
@@ -49,7 +58,7 @@ class SlotTable:
         In *rebuild* mode a live slot must be there, and with as many tokens as it holds: a pending token that
         was forgotten, or counted already, is caught here.
         """
-        self._check_slots([row.slot for row in rows])
+        self._check_rows(rows)
         rebuild = self._info.prefill_mode == "rebuild"
         longest = self._info.shape.max_length - 1 if rebuild else self._info.max_prompt_tokens
         for row in rows:
@@ -77,7 +86,7 @@ class SlotTable:
 
     def check_decode(self, rows: Sequence[DecodeRow]) -> None:
         """Raise what is wrong with these rows, a subclass of ``BackendError``."""
-        self._check_slots([row.slot for row in rows])
+        self._check_rows(rows)
         for row in rows:
             if row.position >= self._info.shape.max_length:
                 raise PositionOverflowError(
@@ -99,6 +108,14 @@ class SlotTable:
         for slot in slots:
             if slot not in self._held:
                 raise SlotNotLiveError(f"slot {slot} is free already")
+
+    def _check_rows(self, rows: Sequence[PrefillRow] | Sequence[DecodeRow]) -> None:
+        size = self._info.shape.batch_size
+        if len(rows) > size:
+            raise BatchTooLargeError(f"{len(rows)} rows were given, but the batch has {size} slots")
+        self._check_slots([row.slot for row in rows])
+        if self._info.samples:
+            check_sampling(rows, self._info.max_top_k)
 
     def _check_slots(self, slots: Sequence[int]) -> None:
         size = self._info.shape.batch_size
@@ -136,3 +153,23 @@ class SlotTable:
         """After a release."""
         for slot in slots:
             del self._held[slot]
+
+
+def check_sampling(rows: Sequence[PrefillRow] | Sequence[DecodeRow], max_top_k: int) -> None:
+    """Raise ``BadSamplingError`` for what optimum-neuron refuses, and for ``top_k`` -1.
+
+    That one it takes, and then draws uniformly.
+    """
+    for row in rows:
+        if row.sampling is not GREEDY:
+            _check_sampling(row.slot, row.sampling, max_top_k)
+
+
+def _check_sampling(slot: int, sampling: DeviceSampling, most: int) -> None:
+    top_k, top_p, temperature = sampling.top_k, sampling.top_p, sampling.temperature
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 1 <= top_k <= most:
+        raise BadSamplingError(f"slot {slot}: top_k is {top_k!r}; it must be an integer from 1 to {most}")
+    for name, value, largest in (("top_p", top_p, 1.0), ("temperature", temperature, _LARGEST)):
+        if not isinstance(value, Real) or not _SMALLEST <= value <= largest:  # nor is NaN
+            bound = "above 0 and at most 1" if largest == 1.0 else "above 0 and finite"
+            raise BadSamplingError(f"slot {slot}: {name} is {value!r}; it must be {bound}, also as a float32")

@@ -267,7 +267,7 @@ REFUSED_PREFILLS: list[tuple[list[PrefillRow], type[Exception]]] = [
     ([PrefillRow(0, [1, 2]), PrefillRow(0, [1, 2])], errors.SlotDuplicateError),
     ([PrefillRow(0, [1, V])], errors.TokenOutOfRangeError),
     ([PrefillRow(0, [-1, 1])], errors.TokenOutOfRangeError),
-    ([PrefillRow(slot % B, [1, 2]) for slot in range(B + 1)], errors.SlotDuplicateError),
+    ([PrefillRow(slot % B, [1, 2]) for slot in range(B + 1)], errors.BatchTooLargeError),
 ]
 REFUSED_DECODES: list[tuple[list[DecodeRow], type[Exception]]] = [
     ([], errors.LiveSlotOmittedError),
