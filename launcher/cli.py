@@ -16,6 +16,7 @@ from pathlib import Path
 from launcher import host, log_lines
 from launcher.child import Forward
 from launcher.command import build
+from launcher.device.rooted import machine_root
 from launcher.download import fetch, is_local
 from launcher.environment import child_environment, runtime_environment
 from launcher.exit_codes import LaunchError, exit_code, last_line
@@ -81,7 +82,7 @@ async def _serve(parameters: Parameters, forward: Forward) -> None:
     stopping = Stopping()
     stopping.listen()
     if parameters.switch("env"):
-        log.info("%s", await asyncio.to_thread(runtime_environment))
+        log.info("%s", await asyncio.to_thread(runtime_environment, _host().inventory))
     parameters = with_vertex_port(parameters, os.environ)
     log.info("%s", parameters.dump())
     env = {**child_environment(parameters, os.environ), "LOG_COLORIZE": str(int(logs.coloured()))}
@@ -101,7 +102,7 @@ async def _planned(
 
     A hub model is fetched in two steps, so that a setting that cannot work costs kilobytes, not the weights.
     """
-    check_arguments(parameters, host.inspect())
+    check_arguments(parameters, _host())
     model_id = parameters.text("model_id")
     directory = private_directory_name()
     if model_id is None:
@@ -118,7 +119,7 @@ async def _planned(
         if config is None:
             return None
         draft = Model(model_id, config.path, read_model(config.path), config.revision)
-        plan(parameters, draft, host.inspect(), private_directory=directory, environ=os.environ)
+        plan(parameters, draft, _host(), private_directory=directory, environ=os.environ)
         whole = await fetch(model_id, parameters, env, forward, stopping, config_only=False)
         if whole is None:
             return None
@@ -126,7 +127,12 @@ async def _planned(
         model = replace(model, pipeline_tag=whole.pipeline_tag)
         if whole.pipeline_tag is None:
             log.warning("no pipeline tag found for model %s", model_id)
-    return plan(parameters, model, host.inspect(), private_directory=directory, environ=os.environ)
+    return plan(parameters, model, _host(), private_directory=directory, environ=os.environ)
+
+
+def _host() -> host.Host:
+    """The machine, as it is now. Raises ``ConfigError`` for a ``NEURON_TGI_ROOT`` that is no directory."""
+    return host.inspect(machine_root(os.environ), os.environ)
 
 
 def _local_model(model_id: str, path: str, parameters: Parameters, revision: str | None = None) -> Model:

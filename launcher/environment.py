@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
+from launcher.device.inventory import Inventory
 from launcher.flags import FLAGS
 from launcher.parameters import Parameters
 from neuron_server.lifeline import PARENT_PID_VARIABLE
@@ -51,18 +52,28 @@ def hub_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
-def runtime_environment() -> str:
+def runtime_environment(inventory: Inventory | None = None) -> str:
     """The message of ``--env``; its first line is the one that issue reports are known by."""
+    inventory = inventory or Inventory()
     lines = [
         "Runtime environment:",
         f"Target: {platform.machine()}-{platform.system().lower()}",
         f"Python version: {platform.python_version()}",
         *(f"{name}: {_version(name)}" for name in _PACKAGES),
         f"Docker label: {os.environ.get('DOCKER_LABEL', 'N/A')}",
+        f"Neuron devices: {inventory.devices} ({_cores(inventory)})",
+        f"Neuron driver: {inventory.driver or 'N/A'}",
+        f"Instance type: {inventory.instance_type or 'N/A'}",
         "neuron-ls:",
         _neuron_ls(),
     ]
     return "\n".join(lines)
+
+
+def _cores(inventory: Inventory) -> str:
+    if inventory.cores is not None:
+        return f"cores {inventory.cores} of {inventory.total_cores}"
+    return inventory.cores_problem or "no cores"
 
 
 def _version(package: str) -> str:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+
+from launcher.device import inventory
+from launcher.device.inventory import Inventory
+from launcher.device.rooted import read
 
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -17,22 +23,40 @@ _LISTEN = "0A"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """``available_bytes``: memory a new process may take (``None``: unknown). ``neuron_devices``: in /dev."""
+    """``available_bytes``: memory a new process may take. ``inventory``: of Neuron hardware.
+
+    ``processors``: logical processors that this process may use. ``None``: unknown.
+    """
 
     available_bytes: int | None = None
-    neuron_devices: int = 0
+    inventory: Inventory = field(default_factory=Inventory)
+    processors: int | None = None
+
+    @property
+    def neuron_devices(self) -> int:
+        """Chips that can be seen from here."""
+        return self.inventory.devices
 
 
-def inspect(root: Path = Path("/")) -> Host:
-    """The machine as it is now. ``root`` is for tests."""
-    return Host(available_bytes=_available(root), neuron_devices=_neuron_devices(root))
+def inspect(root: Path = Path("/"), environ: Mapping[str, str] = MappingProxyType({})) -> Host:
+    """The machine at ``root`` as it is now; ``environ`` may narrow its cores (``NEURON_RT_*``)."""
+    return Host(
+        available_bytes=_available(root),
+        inventory=inventory.inspect(root, environ),
+        processors=_processors(root),
+    )
 
 
-def _neuron_devices(root: Path) -> int:
-    """Entries ``neuron<digits>`` in /dev; the driver makes one per chip."""
-    with contextlib.suppress(OSError):
-        return sum(bool(re.fullmatch(r"neuron\d+", name)) for name in os.listdir(root / "dev"))
-    return 0
+def _processors(root: Path) -> int | None:
+    """Those of the kernel's list or of our affinity, as far as the container's share of time goes."""
+    if root == Path("/") and hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = len(re.findall(r"^processor\s*:", read(root, "/proc/cpuinfo"), re.MULTILINE))
+    share = re.fullmatch(r"(\d+) (\d+)", read(root, "/sys/fs/cgroup/cpu.max").strip())
+    if share and int(share.group(2)):
+        count = min(count, max(1, round(int(share.group(1)) / int(share.group(2)))))
+    return count or None
 
 
 def _available(root: Path) -> int | None:
@@ -42,7 +66,7 @@ def _available(root: Path) -> int | None:
 
 
 def _mem_available(root: Path) -> int | None:
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", read(root, "/proc/meminfo"), re.MULTILINE)
     return int(match.group(1)) * 1024 if match else None
 
 
@@ -52,9 +76,9 @@ def _cgroup_left(root: Path) -> int | None:
     The cache is given back under pressure, and a freshly downloaded model fills it.
     """
     for limit_file, usage_file in _CGROUPS:
-        limit, usage = (_read(root / name.lstrip("/")).strip() for name in (limit_file, usage_file))
+        limit, usage = (read(root, name).strip() for name in (limit_file, usage_file))
         if limit.isdigit() and usage.isdigit():
-            stat = _read((root / limit_file.lstrip("/")).with_name("memory.stat"))
+            stat = read(root, str(Path(limit_file).with_name("memory.stat")))
             match = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
             return max(0, int(limit) - int(usage) + (int(match.group(1)) if match else 0))
     return None
@@ -62,28 +86,23 @@ def _cgroup_left(root: Path) -> int | None:
 
 def port_holder(port: int, root: Path = Path("/")) -> str | None:
     """``process 123 (python)`` that listens on ``port``; ``None`` when it cannot be seen from here."""
-    inodes = {inode for name in ("tcp", "tcp6") for inode in _listening(root / "proc/net" / name, port)}
+    inodes = {
+        inode for name in ("tcp", "tcp6") for inode in _listening(read(root, f"/proc/net/{name}"), port)
+    }
     for process in (root / "proc").glob("[0-9]*") if inodes else ():
         with contextlib.suppress(OSError):  # processes end, and those of other users are closed to us
             for fd in (process / "fd").iterdir():
                 match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(fd))
                 if match and match.group(1) in inodes:
-                    return f"process {process.name} ({_read(process / 'comm').strip()})"
+                    return f"process {process.name} ({read(process, '/comm').strip()})"
     return None
 
 
-def _listening(table: Path, port: int) -> list[str]:
+def _listening(table: str, port: int) -> list[str]:
     """Inodes of the listening sockets on ``port`` in one of the kernel's tables."""
-    rows = (line.split() for line in _read(table).splitlines()[1:])
+    rows = (line.split() for line in table.splitlines()[1:])
     return [
         row[9]
         for row in rows
         if len(row) > 9 and row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port
     ]
-
-
-def _read(path: Path) -> str:
-    """The file's text; empty when it is not there."""
-    with contextlib.suppress(OSError):
-        return path.read_text(errors="replace")
-    return ""

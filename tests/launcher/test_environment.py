@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 
+from device import machines
+
+from launcher.device.inventory import inspect
 from launcher.environment import child_environment, runtime_environment
 from launcher.parameters import Parameters
 
@@ -38,6 +41,17 @@ def test_the_runtime_environment_begins_as_issue_reports_do(tmp_path, monkeypatc
     assert lines[0] == "Runtime environment:"
     assert any(line.startswith("transformers: 4.") for line in lines)
     assert lines[-2:] == ["neuron-ls:", "N/A"]
+
+
+def test_the_runtime_environment_lists_the_neuron_hardware(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    inventory = inspect(machines.inf2_48xlarge(tmp_path), {"NEURON_RT_VISIBLE_CORES": "8-15"})
+    text = runtime_environment(inventory)
+    assert "\nNeuron devices: 12 (cores 8-15 of 24)\n" in text
+    assert "\nNeuron driver: 2.24.7.0\nInstance type: inf2.48xlarge\n" in text
+    assert "\nNeuron devices: 0 (no cores)\nNeuron driver: N/A\n" in runtime_environment()
+    wrong = inspect(tmp_path, {"NEURON_RT_VISIBLE_CORES": "15-8"})
+    assert "\nNeuron devices: 12 (NEURON_RT_VISIBLE_CORES is '15-8', but" in runtime_environment(wrong)
 
 
 def test_neuron_ls_is_shown_where_it_is(tmp_path, monkeypatch):

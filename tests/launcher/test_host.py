@@ -4,6 +4,9 @@ import os
 import socket
 from pathlib import Path
 
+from device import machines
+
+from launcher.device.cores import CoreRange
 from launcher.host import inspect, port_holder
 
 
@@ -58,6 +61,22 @@ def test_a_machine_that_tells_nothing_is_unknown(tmp_path):
 def test_neuron_devices_are_counted_by_name(tmp_path):
     write(tmp_path, dev__neuron0="", dev__neuron11="", dev__neuron="", dev__neuron_x="", dev__null="")
     assert inspect(tmp_path).neuron_devices == 2
+
+
+def test_the_neuron_hardware_of_the_machine_is_part_of_it(tmp_path):
+    host = inspect(machines.inf2_xlarge(tmp_path), {"NEURON_RT_NUM_CORES": "1"})
+    assert (host.neuron_devices, host.inventory.cores) == (1, CoreRange(0, 1))
+    assert host.available_bytes == 14 * 2**30
+
+
+def test_processors_are_those_of_the_kernel_as_far_as_the_container_may_use_them(tmp_path):
+    assert inspect(tmp_path).processors is None
+    write(tmp_path, proc__cpuinfo="processor\t: 0\nmodel name : x\n\nprocessor\t: 1\n\nprocessor\t: 2\n")
+    assert inspect(tmp_path).processors == 3
+    for share, processors in (("max 100000", 3), ("150000 100000", 2), ("100 100000", 1), ("9 0", 3)):
+        write(tmp_path, sys__fs__cgroup__cpuDOTmax=f"{share}\n")
+        assert inspect(tmp_path).processors == processors
+    assert 1 <= (inspect().processors or 0) <= len(os.sched_getaffinity(0))
 
 
 def test_the_holder_of_a_port_is_named():

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from planning import compiled, facts, planned
 
+from launcher.device.inventory import Inventory
 from launcher.host import Host
 from launcher.parameters import Parameters, Source, Value
 from launcher.plan import Model, Row, plan
@@ -201,7 +202,7 @@ def test_auto_is_cpu_where_there_is_no_device():
 
 @pytest.mark.parametrize(("backend", "devices"), [("neuron", 0), ("neuron", 1), ("auto", 1)])
 def test_neuron_is_refused_honestly(backend, devices):
-    rule, text = refused(backend=backend, host=Host(neuron_devices=devices))
+    rule, text = refused(backend=backend, host=Host(inventory=Inventory(devices=devices)))
     assert rule == "backend_unavailable"
     assert f"--backend is {backend}" in text
     assert "no Neuron backend yet" in text
@@ -209,7 +210,7 @@ def test_neuron_is_refused_honestly(backend, devices):
 
 
 def test_a_device_does_not_keep_anyone_from_asking_for_the_cpu():
-    assert planned(backend="cpu", host=Host(neuron_devices=1)).generators[0].backend == "cpu"
+    assert planned(backend="cpu", host=Host(inventory=Inventory(devices=1))).generators[0].backend == "cpu"
 
 
 def test_strict_needs_the_cpu_backend():
