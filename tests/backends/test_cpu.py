@@ -1,4 +1,4 @@
-"""What is particular to the CPU backend; what it shares with all is in ``test_contract.py``."""
+"""What is particular to the CPU backend; what it shares with all is in ``tests/contract``."""
 
 from __future__ import annotations
 
