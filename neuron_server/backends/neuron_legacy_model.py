@@ -1,0 +1,200 @@
+"""Opening a model that optimum-neuron 0.0.19 to 0.1 compiled, with that release's own class.
+
+Everything that can be known to fail is found before the package is imported; what upstream raises all the
+same becomes a ``ModelError`` that says what to do about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from neuron_server.compiled_model import StaticFacts, check_compiled_files
+from neuron_server.config import GeneratorConfig
+from neuron_server.errors import ConfigError, ModelError
+from neuron_server.models import ModelFacts, check_supported, read_model
+
+logger = logging.getLogger(__name__)
+
+#: What the backend calls; a release that lacks one of these is not one it can drive.
+USED: Mapping[str, tuple[str, ...]] = {
+    "from_pretrained": ("model_id", "export"),
+    "prepare_inputs_for_prefill": ("input_ids", "attention_mask", "seq_ids"),
+    "forward": ("input_ids", "cache_ids", "start_ids", "return_dict"),
+}
+
+_IMAGE = "an image built with --build-arg NEURON_STACK=legacy has it"
+
+
+class LegacyModel(Protocol):
+    """The part of ``NeuronModelForCausalLM`` that is used; ``continuous_batching`` may be any truth value."""
+
+    continuous_batching: object
+
+    def prepare_inputs_for_prefill(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, seq_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor | None]:
+        """Left-padded rows in, the arguments of one call out."""
+        ...
+
+    def __call__(self, *, return_dict: bool, **inputs: torch.Tensor | None) -> Any:
+        """Run ``input_ids``, ``cache_ids``, ``start_ids``; Any: a ModelOutput, element 0 logits (n, 1, V)."""
+        ...
+
+
+def compiled_facts(config: GeneratorConfig) -> tuple[ModelFacts, StaticFacts]:
+    """What the model in ``config.model_path`` says of itself, if this backend can serve it with this config.
+
+    Raises ``ModelError`` (``not_a_neuron_model``, ``neuron_version`` where a release compiled it that keeps
+    its state in the model, ``weights_missing``, or as ``read_model`` and ``check_supported`` do), and
+    ``ConfigError`` where the config asks for a shape the model does not have.
+    """
+    root = Path(config.model_path)
+    facts = read_model(root)
+    static = _legacy_facts(root, facts)
+    _refuse_stateful(root)
+    check_supported(facts)
+    _check_shape(config, static)
+    if "@" in str(root):
+        raise ModelError(
+            f"--model-path {str(root)!r}: this generation of optimum-neuron takes what follows an @ for a"
+            " revision; the path of the directory must not contain one",
+            rule="model",
+        )
+    check_compiled_files(root, static)
+    return facts, static
+
+
+def open_model(config: GeneratorConfig, static: StaticFacts) -> LegacyModel:
+    """The compiled model, loaded on its NeuronCores, which this process then owns for its life.
+
+    Raises ``ModelError``: ``backend_unavailable``, ``neuron_version``, ``neuron_cores`` ...
+    """
+    model_class = _model_class()
+    try:
+        model: LegacyModel = model_class.from_pretrained(config.model_path, export=False)
+    except Exception as error:
+        # The edge to upstream: compiler checks, weight loading and the runtime each raise what they like.
+        logger.exception("optimum-neuron could not load %s", config.model_path)
+        raise _translated(error, static) from error
+    return model
+
+
+def missing_from(model_class: Any) -> list[str]:  # Any: a class of a package that may be absent
+    """One line for each method or keyword of ``USED`` that the installed release's class lacks."""
+    lines = []
+    for name, keywords in USED.items():
+        method = getattr(model_class, name, None)
+        if method is None:
+            lines.append(f"{model_class.__name__}.{name} does not exist")
+            continue
+        known = inspect.signature(method).parameters
+        lines += [f"{model_class.__name__}.{name} takes no {word}" for word in keywords if word not in known]
+    return lines
+
+
+def _legacy_facts(root: Path, facts: ModelFacts) -> StaticFacts:
+    if facts.static is None:
+        raise ModelError(
+            f"{root} is not a compiled model: its config.json has no neuron object. Compile it with"
+            " optimum-neuron 0.0.28 on a machine with Neuron devices, or serve it with --backend cpu",
+            rule="not_a_neuron_model",
+        )
+    if facts.static.generation != "legacy":
+        raise ModelError(
+            f"{root} was compiled by optimum-neuron 0.2 or later (it has a neuron_config.json), which"
+            " --backend neuron serves, not neuron_legacy",
+            rule="not_a_neuron_model",
+        )
+    return facts.static
+
+
+def _refuse_stateful(root: Path) -> None:
+    """0.0.11 counts tokens inside the model and attends to the padding of its prompts."""
+    section = json.loads((root / "config.json").read_bytes())["neuron"]
+    if "neuron_kwargs" in section:
+        raise ModelError(
+            f"{root} was compiled by optimum-neuron 0.0.11 or a release near it (its config.json has"
+            " neuron.neuron_kwargs): those models keep the position of the batch to themselves and attend to"
+            " padding. Compile it again with 0.0.28",
+            rule="neuron_version",
+        )
+
+
+def _check_shape(config: GeneratorConfig, static: StaticFacts) -> None:
+    if config.batch_size != static.batch_size:
+        raise ConfigError(
+            f"--batch-size is {config.batch_size}, but the model was compiled for {static.batch_size}: set it"
+            f" to {static.batch_size}",
+            rule="batch_size",
+        )
+    if config.max_length > static.sequence_length:
+        raise ConfigError(
+            f"--max-length is {config.max_length}, but the model was compiled for {static.sequence_length}"
+            " tokens: set it to that, or to less",
+            rule="max_total_tokens",
+        )
+    if not 1 <= config.max_prompt_tokens < config.max_length:
+        raise ConfigError(
+            f"--max-prompt-tokens is {config.max_prompt_tokens}, but must be from 1 to"
+            f" {config.max_length - 1}: a slot holds {config.max_length} tokens",
+            rule="max_input_tokens",
+        )
+
+
+def _model_class() -> Any:  # Any: a class of a package that may be absent
+    try:
+        model_class = importlib.import_module("optimum.neuron").NeuronModelForCausalLM
+    except (ImportError, AttributeError, RuntimeError) as error:  # RuntimeError: transformers' lazy modules
+        raise ModelError(
+            "--backend neuron_legacy needs optimum-neuron 0.0.2x to 0.1 with transformers-neuronx, which"
+            f" cannot be imported here ({error}); {_IMAGE}",
+            rule="backend_unavailable",
+        ) from error
+    missing = missing_from(model_class)
+    if missing:
+        raise ModelError(
+            "--backend neuron_legacy cannot drive the installed optimum-neuron, which is not one of 0.0.2x to"
+            f" 0.1: {'; '.join(missing)}; {_IMAGE}",
+            rule="backend_unavailable",
+        )
+    return model_class
+
+
+def _translated(error: Exception, static: StaticFacts) -> ModelError:
+    """What upstream raised while loading, as one of our rules and with what to do about it."""
+    told = f"the compiled model could not be loaded: {type(error).__name__}: {error}"
+    text = str(error)
+    if isinstance(error, ImportError) or "is not installed" in text:
+        return ModelError(f"{told}; {_IMAGE}", rule="backend_unavailable")
+    if "newer than current compiler" in text:
+        return ModelError(
+            f"{told} Use an image with neuronx-cc {static.compiler_version} or later, or compile the model"
+            " again with this one",
+            rule="neuron_version",
+        )
+    if "matching NEFF" in text:
+        return ModelError(
+            f"{told} The installed packages make other graphs of this model than those that compiled it:"
+            " compile it again with this image",
+            rule="neuron_version",
+        )
+    if "exceeds the number of cores available" in text:
+        seen = {name: os.environ.get(name) for name in ("NEURON_RT_VISIBLE_CORES", "NEURON_RT_NUM_CORES")}
+        set_to = ", ".join(f"{name}={value}" for name, value in seen.items() if value is not None)
+        return ModelError(
+            f"{told} The model needs {static.cores} NeuronCores; check --num-shard, the devices given to the"
+            f" container, and the environment ({set_to or 'no NEURON_RT_ variable is set'})",
+            rule="neuron_cores",
+        )
+    if isinstance(error, KeyError):
+        return ModelError(f"{told}; its type is not one this release knows", rule="unsupported_model")
+    return ModelError(told, rule="model")
