@@ -31,7 +31,7 @@ for moment in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
   sleep 0.1
 done
 for g in $groups; do kill -KILL "-$g"; done
-[ -z "$directory" ] || { rm -f -- "$@"; rmdir -- "$directory"; }
+[ -z "$directory" ] || { rm -f -- "$directory"/shard-*; rmdir -- "$directory"; }
 """
 
 

@@ -25,11 +25,14 @@ def private_directory_name() -> str:
 
 @contextmanager
 def socket_places(plan: LaunchPlan) -> Iterator[None]:
-    """Make the private directory, or check the places that the user named; remove everything at the end.
+    """Make the private directory, check the places that the user named; remove everything at the end.
 
     Raises ``ConfigError`` (rule ``socket``).
     """
     sockets = tuple(generator.uds_path for generator in plan.generators)
+    for path, flag in zip(sockets, plan.socket_flags, strict=True):
+        if os.path.dirname(path) != plan.socket_directory:
+            clear_stale(path, flag)
     if plan.socket_directory is not None:
         try:
             os.mkdir(plan.socket_directory, mode=0o700)
@@ -39,9 +42,6 @@ def socket_places(plan: LaunchPlan) -> Iterator[None]:
                 "set TMPDIR, or place the sockets with --shard-uds-path",
                 rule="socket",
             ) from error
-    else:
-        for path in sockets:
-            clear_stale(path, plan.socket_flag)
     try:
         yield
     finally:

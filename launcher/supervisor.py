@@ -107,7 +107,7 @@ class Supervisor:
 
     async def _start_generator(self, rank: int, janitor: Janitor) -> None:
         config = self._plan.generators[rank]
-        clear_stale(config.uds_path, self._plan.socket_flag)
+        clear_stale(config.uds_path, self._plan.socket_flags[rank])
         log.info("Starting shard", extra=_span(rank).extra)
         self._started_at[rank] = time.monotonic()
         argv = [*self._programs.generator, *to_argv(config)]

@@ -42,6 +42,9 @@ class GeneratorConfig:
         default=False, metadata={"help": "hand over tokens instead of logits, as a device that samples does"}
     )
     simulated_clock: str | None = field(default=None, metadata={"help": "PREFILL_S:B=STEP_S,B=STEP_S..."})
+    threads: int | None = field(
+        default=None, metadata={"help": "most threads of the CPU backend; OMP_NUM_THREADS overrules it"}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "run code found in the model directory"})
     max_batch_prefill_tokens: int = field(default=4096, metadata={"help": "prompt tokens between two steps"})
     waiting_served_ratio: float = field(

@@ -25,6 +25,7 @@ FULL_GENERATOR = GeneratorConfig(
     poison=True,
     on_device_sampling=True,
     simulated_clock="0.05:1=0.01,4=0.012",
+    threads=3,
     trust_remote_code=True,
     max_batch_prefill_tokens=8192,
     waiting_served_ratio=1.2,

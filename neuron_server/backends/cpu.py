@@ -77,7 +77,7 @@ class CpuBackend:
                 f"--max-length {config.max_length} exceeds the {facts.max_positions} positions of the model",
                 rule="max_positions",
             )
-        use_threads_for(check_weights(config.model_path).total_bytes)
+        use_threads_for(check_weights(config.model_path).total_bytes, config.threads)
         lm = load_causal_lm(config.model_path, config.dtype, trust_remote_code=config.trust_remote_code)
         if not facts.exact or config.trust_remote_code:
             check_model(lm, facts.model_type, max_length=config.max_length)

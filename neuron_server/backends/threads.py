@@ -18,8 +18,17 @@ logger = logging.getLogger(__name__)
 SMALL_MODEL_BYTES = 64_000_000
 
 
-def use_threads_for(weight_bytes: int) -> None:
-    """Choose torch's threads for so many bytes; ``OMP_NUM_THREADS`` in the environment overrules it."""
-    if weight_bytes < SMALL_MODEL_BYTES and "OMP_NUM_THREADS" not in os.environ:
+def use_threads_for(weight_bytes: int, most: int | None = None) -> None:
+    """Choose torch's threads for so many bytes; ``OMP_NUM_THREADS`` in the environment overrules it.
+
+    ``most``: this process's share of the processor, where replicas share it. Each of them would take all
+    cores, and every barrier would wait for a thread that the others' threads keep from running.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    if weight_bytes < SMALL_MODEL_BYTES:
         torch.set_num_threads(1)
         logger.info("a small model (%.0f MB): computing on one thread", weight_bytes / 1e6)
+    elif most is not None and most < torch.get_num_threads():
+        torch.set_num_threads(most)
+        logger.info("one of several replicas: computing on %d thread(s)", most)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+from launcher.device.cores import CoreRange
+from launcher.device.inventory import Inventory
 from launcher.host import Host
 from launcher.parameters import Parameters, Source, Value
 from launcher.plan import LaunchPlan, Model, plan
@@ -27,17 +30,36 @@ def facts(
     )
 
 
-def compiled(batch_size: int = 4, length: int = 1024, context: int | None = None) -> ModelFacts:
+def compiled(
+    batch_size: int = 4,
+    length: int = 1024,
+    context: int | None = None,
+    *,
+    generation: Literal["nxd", "legacy"] = "nxd",
+    continuous_batching: bool = True,
+    cores: int | None = None,
+    dtype: str | None = None,
+) -> ModelFacts:
     """The facts of a model that carries a static shape."""
     return facts(
         static=StaticFacts(
             batch_size=batch_size,
             sequence_length=length,
             max_context_length=context or length,
-            generation="nxd",
-            continuous_batching=True,
+            generation=generation,
+            continuous_batching=continuous_batching,
+            cores=cores,
+            dtype=dtype,
         )
     )
+
+
+def machine(
+    devices: int = 12, cores: CoreRange | None = None, *, instance_type: str = "inf2.48xlarge"
+) -> Host:
+    """A host with so many chips, whose cores may have been narrowed to ``cores``."""
+    usable = cores or (CoreRange(0, 2 * devices) if devices else None)
+    return Host(inventory=Inventory(devices=devices, instance_type=instance_type, cores=usable))
 
 
 def planned(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from planning import compiled, facts, planned
+from planning import compiled, facts, machine, planned
 
 from launcher.device.inventory import Inventory
 from launcher.host import Host
@@ -138,10 +138,12 @@ def test_tgis_argument_checks(values, text):
 @pytest.mark.parametrize(
     "values", [{"num_shard": 2}, {"sharded": "true"}, {"sharded": "true", "num_shard": 2}]
 )
-def test_more_than_one_shard_is_refused_with_the_reason(values):
-    rule, text = refused(**values)
-    assert rule == "refused_flag"
-    assert "one generator process" in text
+@pytest.mark.parametrize("backend", ["auto", "cpu", "fake"])
+def test_more_than_one_core_is_refused_where_there_are_none(values, backend):
+    rule, text = refused(**values, backend=backend)
+    assert rule == "num_shard"
+    assert "no NeuronCores to split the model over" in text
+    assert "--data-parallel-size" in text
 
 
 @pytest.mark.parametrize(
@@ -200,17 +202,87 @@ def test_auto_is_cpu_where_there_is_no_device():
     assert planned(backend="fake").generators[0].backend == "fake"
 
 
-@pytest.mark.parametrize(("backend", "devices"), [("neuron", 0), ("neuron", 1), ("auto", 1)])
-def test_neuron_is_refused_honestly(backend, devices):
-    rule, text = refused(backend=backend, host=Host(inventory=Inventory(devices=devices)))
-    assert rule == "backend_unavailable"
-    assert f"--backend is {backend}" in text
-    assert "no Neuron backend yet" in text
-    assert "--backend cpu" in text
-
-
 def test_a_device_does_not_keep_anyone_from_asking_for_the_cpu():
     assert planned(backend="cpu", host=Host(inventory=Inventory(devices=1))).generators[0].backend == "cpu"
+
+
+def test_the_cores_of_each_replica_reach_its_generator_and_the_table():
+    plan = planned(compiled(cores=8, dtype="bfloat16"), host=machine(), data_parallel_size=3)
+    assert [dict(own) for own in plan.environments] == [
+        {"NEURON_RT_VISIBLE_CORES": cores} for cores in ("0-7", "8-15", "16-23")
+    ]
+    assert [g.uds_path for g in plan.generators] == list(plan.router.shard_uds_paths)
+    assert {(g.backend, g.dtype, g.prefill_mode, g.threads) for g in plan.generators} == {
+        ("neuron", "bfloat16", "insert", None)
+    }
+    rows = {row.name: (row.value, row.source) for row in plan.rows}
+    assert rows["backend"] == ("neuron", Source.DERIVED)
+    assert rows["num_shard"] == ("8", Source.MODEL)
+    assert rows["data_parallel_size"] == ("3", Source.FLAG)
+    assert rows["cores of replica 1"] == ("8-15", Source.DERIVED)
+    assert rows["KV cache per core"] == ("256.0 KiB", Source.DERIVED)  # one of two heads on each core
+    assert "cores" not in rows
+    assert not any("served on the CPU" in warning for warning in plan.warnings)
+
+
+def test_a_single_replica_takes_its_cores_and_no_more():
+    """A process that names none reserves all of the machine."""
+    plan = planned(compiled(cores=2), host=machine())
+    assert plan.environments == ({"NEURON_RT_VISIBLE_CORES": "0-1"},)
+
+
+def test_more_cores_than_there_are_are_refused():
+    rule, text = refused(compiled(cores=8), host=machine(), data_parallel_size=4)
+    assert rule == "neuron_cores"
+    assert "need 32 NeuronCores, but 24 can be used" in text
+
+
+# -- replicas ------------------------------------------------------------------------------------------------
+
+
+def test_replicas_are_equal_but_for_their_sockets():
+    plan = planned(data_parallel_size=3, directory="/tmp/x")
+    assert plan.router.shard_uds_paths == ("/tmp/x/shard-0", "/tmp/x/shard-1", "/tmp/x/shard-2")
+    assert len({dataclasses.replace(g, uds_path="") for g in plan.generators}) == 1
+    assert plan.environments == ({}, {}, {})
+    assert Row("data_parallel_size", "3", Source.FLAG) in plan.rows
+
+
+@pytest.mark.parametrize("count", [0, 257])
+def test_no_replicas_and_absurdly_many_are_refused_before_the_model_is_known(count):
+    for check in (refused, lambda **values: refused(facts(model_type="mamba"), **values)):
+        rule, text = check(data_parallel_size=count)
+        assert rule == "argument"
+        assert f"--data-parallel-size is {count} (flag), but must be from 1 to 256" in text
+
+
+def test_the_memory_of_all_replicas_is_counted():
+    host = Host(available_bytes=3 * 2**20)
+    assert planned(max_total_tokens=1024, host=host, data_parallel_size=2).rows
+    rule, text = refused(max_total_tokens=1024, host=host, data_parallel_size=3)
+    assert rule == "memory"
+    assert "--data-parallel-size 3 x --max-batch-size 4 x --max-total-tokens 1024" in text
+
+
+def test_the_default_of_concurrent_requests_fills_the_slots_of_all_replicas():
+    assert planned(max_batch_size=50, data_parallel_size=2).router.max_concurrent_requests == 128
+    assert planned(max_batch_size=50, data_parallel_size=3).router.max_concurrent_requests == 150
+    plan = planned(max_batch_size=4, data_parallel_size=3, max_concurrent_requests=5)
+    assert plan.router.max_concurrent_requests == 5
+    assert any("the 12 slots of all replicas: 7 of them can never be used" in w for w in plan.warnings)
+
+
+def test_budgets_of_the_scheduler_are_those_of_one_replica():
+    plan = planned(max_batch_size=4, max_total_tokens=100, data_parallel_size=2, max_batch_total_tokens=400)
+    assert {g.max_batch_prefill_tokens for g in plan.generators} == {200}
+    assert (plan.router.batch_size, plan.shape.total_tokens) == (4, 400)
+
+
+def test_what_only_on_device_sampling_needs_reaches_both_programs():
+    plan = planned(on_device_sampling=True, approximate_top_p=True)
+    assert plan.generators[0].on_device_sampling
+    assert plan.generators[0].approximate_top_p
+    assert plan.router.approximate_top_p
 
 
 def test_strict_needs_the_cpu_backend():
@@ -275,7 +347,7 @@ def test_sockets_are_private_unless_placed():
 def test_sockets_are_where_the_flags_say(values, path, flag):
     plan = planned(**values)
     assert (plan.router.shard_uds_paths, plan.socket_directory) == ((path,), None)
-    assert plan.socket_flag == flag
+    assert plan.socket_flags == (flag,)
 
 
 def test_a_socket_path_that_the_kernel_cannot_take_is_refused():
