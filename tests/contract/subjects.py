@@ -14,7 +14,7 @@ PLACES: Mapping[str, str] = {
     **dict.fromkeys(("cpu-strict", "cpu-strict-clean"), "contract.cpu_subjects:SUBJECTS"),
     "nxd-0.4.5": "hosts.nxd.subject:SUBJECTS",
     "nxd-0.3.0": "hosts.nxd.subject:SUBJECTS",
-    "legacy-0.0.28": "hosts.legacy.subject:SUBJECTS",
+    **dict.fromkeys(("legacy-0.0.28", "legacy-static-0.0.28"), "hosts.legacy.subject:SUBJECTS"),
 }
 
 #: Those that run where nothing is said: all that need no environment of their own.
