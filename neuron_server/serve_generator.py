@@ -97,7 +97,13 @@ async def _serve_until_the_end(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, None)
     grammars = _grammars(config)
-    engine = EngineLoop(lambda: load_backend(config), _policy(config), compile=grammars, on_fatal=end)
+    engine = EngineLoop(
+        lambda: load_backend(config),
+        _policy(config),
+        compile=grammars,
+        on_fatal=end,
+        approximate_top_p=config.approximate_top_p,
+    )
     async with serving(seen(engine), config.uds_path) as stop_calls:
         engine.start()
         announcing = asyncio.create_task(_announce(engine))

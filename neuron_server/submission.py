@@ -9,20 +9,29 @@ from __future__ import annotations
 import math
 
 from neuron_server.backend import BackendInfo
+from neuron_server.device_sampling import check_on_device
 from neuron_server.errors import ValidationError
 from neuron_server.request import GenerationRequest, SamplingParams
 
 
-def check(request: GenerationRequest, info: BackendInfo) -> None:
-    """Raise ``ValidationError``, naming the field, its value and its bound, for what the slots cannot run."""
+def check(request: GenerationRequest, info: BackendInfo, *, approximate_top_p: bool = False) -> None:
+    """Raise ``ValidationError``, naming the field, its value and its bound, for what the slots cannot run.
+
+    ``approximate_top_p`` as in ``device_sampling``. A seed is never refused here: every request has one, and
+    only the router knows whether its client chose it.
+    """
     _check_lengths(request, info)
     smallest, largest = min(request.input_ids), max(request.input_ids)
     if smallest < 0 or largest >= info.vocab_size:
         wrong = smallest if smallest < 0 else largest
         raise ValidationError(f"input_ids has {wrong}, but the vocabulary has {info.vocab_size} tokens")
     _check_sampling(request.sampling, info.vocab_size)
-    if request.grammar is not None and info.output != "logits":
-        raise ValidationError(f"grammar is not supported: this backend hands over {info.output}, not logits")
+    asked: dict[str, object] = {}
+    if request.prompt_logprobs:
+        asked["prompt_logprobs"] = True
+    if request.grammar is not None:
+        asked["grammar"] = request.grammar.kind
+    check_on_device(request.sampling, info, asked, approximate_top_p=approximate_top_p)
 
 
 def _check_lengths(request: GenerationRequest, info: BackendInfo) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from neuron_server.backend import BackendInfo
 from neuron_server.errors import ValidationError
+from neuron_server.grammar import Grammar
 from neuron_server.request import GenerationRequest, SamplingParams
 from neuron_server.shape import StaticShape
 from neuron_server.submission import check
@@ -66,3 +69,29 @@ def test_sampling_that_cannot_be_followed_is_refused_by_name(change: dict[str, f
     check(GenerationRequest((1,), 1, 1, SamplingParams(top_n_tokens=50)), INFO)
     with pytest.raises(ValidationError, match=next(iter(change))):
         check(GenerationRequest((1,), 1, 1, SamplingParams(**change)), INFO)
+
+
+@pytest.mark.group(16)
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"prompt_logprobs": True}, "prompt_logprobs"),
+        ({"grammar": Grammar("regex", "a+")}, "grammar"),
+        ({"sampling": SamplingParams(repetition_penalty=1.1)}, "repetition_penalty"),
+        ({"sampling": SamplingParams(do_sample=True, top_p=0.9)}, "top_p"),
+        ({"sampling": SamplingParams(do_sample=True, top_k=33)}, "top_k"),
+    ],
+)
+def test_a_device_that_samples_is_not_asked_for_what_needs_logits(change: dict[str, Any], name: str) -> None:
+    device = replace(INFO, output="tokens", max_top_k=32)
+    request = replace(ask(1, 2), **change)
+    check(request, INFO)
+    with pytest.raises(ValidationError, match=f"`{name}` is "):
+        check(request, device)
+
+
+def test_a_device_that_samples_takes_a_seed_which_every_request_has_and_top_p_where_that_is_agreed() -> None:
+    device = replace(INFO, output="tokens", max_top_k=32)
+    check(replace(ask(1, 2), sampling=SamplingParams(do_sample=True, seed=7, top_k=32)), device)
+    narrow = replace(ask(1, 2), sampling=SamplingParams(do_sample=True, top_p=0.9))
+    check(narrow, device, approximate_top_p=True)

@@ -20,7 +20,10 @@ from neuron_server.submission import check
 
 
 class Batcher(Generic[Key]):
-    """A first-in-first-out queue, an engine, and the policy between them. Synchronous, for one thread."""
+    """A first-in-first-out queue, an engine, and the policy between them. Synchronous, for one thread.
+
+    ``approximate_top_p`` as in ``device_sampling``.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,9 @@ class Batcher(Generic[Key]):
         *,
         clock: Callable[[], float] = time.perf_counter,
         on_pass: Callable[[Pass], None] = lambda _: None,
+        approximate_top_p: bool = False,
     ) -> None:
+        self._approximate_top_p = approximate_top_p
         self._engine: Engine[Key] = Engine(backend, clock=clock, on_pass=on_pass)
         self._policy = policy
         self._clock = clock
@@ -62,7 +67,7 @@ class Batcher(Generic[Key]):
         ``submitted_at`` on the batcher's clock, now if not given. ``constraint`` as in ``Joiner``. Raises a
         ``ValidationError`` that says why, if the request can never run.
         """
-        check(request, self._engine.info)
+        check(request, self._engine.info, approximate_top_p=self._approximate_top_p)
         if request.grammar is not None and constraint is None:
             raise ValidationError("grammar is not supported")  # never ignored
         since = self._clock() if submitted_at is None else submitted_at

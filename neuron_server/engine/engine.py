@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuron_server.backend import Backend, BackendInfo, DecodeRow, Output, PrefillRow
-from neuron_server.engine.sampling import sample
+from neuron_server.engine.choosing import Chosen, chooser
 from neuron_server.engine.slot import Key, Slot
 from neuron_server.engine.stopwatch import Concat, Stopwatch
 from neuron_server.engine.warp import Choice
@@ -67,6 +67,7 @@ class Engine(Generic[Key]):
         self._clock = clock
         self._on_pass = on_pass
         self._concat: Concat = ""
+        self._chooser = chooser(backend.info)
         self._slots: list[Slot[Key] | None] = [None] * backend.info.shape.batch_size
         self._places: dict[Key, int] = {}
         #: Seconds that running requests have stood still in prefills since the last decode; 0 when none run.
@@ -119,7 +120,7 @@ class Engine(Generic[Key]):
             rows, output, watch = decoded
             for _, slot in rows:
                 slot.held += 1
-            self._choose(rows, output.logits, outcome)
+            self._choose(rows, output, outcome)
             self._on_pass(watch.passed())
         self._concat = ""
         return outcome
@@ -140,21 +141,21 @@ class Engine(Generic[Key]):
             self._occupy(index, slot)
             return
         try:
-            output, watch = self._prefill([PrefillRow(index, first, self._scored(slot))], joined=1)
+            output, watch = self._prefill([self._prefill_row(index, slot, first)], joined=1)
         except BackendError as error:
             outcome.errors.append((slot.key, error))
             return
         slot.held = len(first)
         self._occupy(index, slot)
         self._note_prompt_logprobs([(index, slot)], output.prompt_logprobs)
-        self._choose([(index, slot)], output.logits, outcome)
+        self._choose([(index, slot)], output, outcome)
         self._on_pass(watch.passed())
 
     def _rebuild(self, joiners: Sequence[Joiner[Key]], outcome: Outcome[Key]) -> None:
         free = (index for index, slot in enumerate(self._slots) if slot is None)
         joined = [(next(free), self._slot(joiner)) for joiner in joiners]
         running = [PrefillRow(i, slot.tokens[: slot.held]) for i, slot in self._occupied()]
-        rows = [PrefillRow(i, slot.tokens, self._scored(slot)) for i, slot in joined]
+        rows = [self._prefill_row(i, slot, slot.tokens) for i, slot in joined]
         try:
             output, watch = self._prefill(running + rows, joined=len(rows))
         except BackendError as error:  # refused before device work: nothing has changed
@@ -168,12 +169,16 @@ class Engine(Generic[Key]):
             slot.held = len(slot.tokens)
             self._occupy(index, slot)
         self._note_prompt_logprobs(joined, output.prompt_logprobs[len(running) :])
-        self._choose(joined, output.logits[len(running) :], outcome)
+        self._choose(joined, output, outcome, before=len(running))
         self._on_pass(watch.passed())
 
     def _slot(self, joiner: Joiner[Key]) -> Slot[Key]:
         waited_s = max(0.0, self._clock() - joiner.submitted_at)
-        return Slot(joiner.key, joiner.request, queue_s=waited_s, constraint=joiner.constraint)
+        sampling = self._chooser.row(joiner.request.sampling)
+        return Slot(joiner.key, joiner.request, waited_s, constraint=joiner.constraint, sampling=sampling)
+
+    def _prefill_row(self, index: int, slot: Slot[Key], tokens: Sequence[int]) -> PrefillRow:
+        return PrefillRow(index, tokens, self._scored(slot), slot.sampling)
 
     def _occupy(self, index: int, slot: Slot[Key]) -> None:
         self._slots[index] = slot
@@ -218,7 +223,7 @@ class Engine(Generic[Key]):
             rows = [(i, slot) for i, slot in self._occupied() if slot.live or i in newcomers]
             if not rows:
                 return None
-            decode_rows = [DecodeRow(i, slot.tokens[slot.held], slot.held) for i, slot in rows]
+            decode_rows = [DecodeRow(i, slot.tokens[slot.held], slot.held, slot.sampling) for i, slot in rows]
             count, concat = len(rows), self._concat if newcomers else ""
             watch = Stopwatch(self._clock, "decode", count, len(newcomers), count, concat=concat)
             try:
@@ -234,17 +239,18 @@ class Engine(Generic[Key]):
     def _choose(
         self,
         rows: Sequence[tuple[int, Slot[Key]]],
-        logits: npt.NDArray[np.float32],
+        output: Output,
         outcome: Outcome[Key],
+        before: int = 0,
     ) -> None:
-        """Sample the rows that are due from their logits (n, V) and free those that end."""
+        """Give the rows that are due their tokens and free those that end; ``before``: rows of others."""
         due = [i for i, (_, slot) in enumerate(rows) if slot.due]
         if not due:
             return
-        picked = logits if len(due) == len(rows) else logits[due]  # (d, V)
         slots = [rows[i][1] for i in due]
+        chosen = self._chooser.choose(output, [before + i for i in due], slots)
         ended: list[int] = []
-        for slot, choice in zip(slots, sample(picked, [slot.sample_row() for slot in slots]), strict=True):
+        for slot, choice in zip(slots, chosen, strict=True):
             event = _accept(slot, choice, outcome)
             if event is None or event.finish is not None:
                 ended.append(self._places[slot.key])
@@ -269,9 +275,7 @@ class Engine(Generic[Key]):
             self._backend.release(live)
 
 
-def _accept(
-    slot: Slot[Key], choice: Choice | NeuronTgiError | None, outcome: Outcome[Key]
-) -> TokenEvent | None:
+def _accept(slot: Slot[Key], choice: Chosen, outcome: Outcome[Key]) -> TokenEvent | None:
     """The event of a row's choice, or ``None`` and an error in ``outcome``."""
     error = choice if isinstance(choice, NeuronTgiError) else None
     if isinstance(choice, Choice):

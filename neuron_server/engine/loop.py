@@ -50,7 +50,8 @@ class EngineLoop:
     compute thread would mean a second team of OpenMP threads. Methods are called on the asyncio thread and
     never wait for the device. ``on_fatal`` is called there, once, when loading fails or
     the device dies, after every open request has got its error. ``compile`` makes the constraints of
-    requests with a grammar before they are queued; without it they are refused.
+    requests with a grammar before they are queued; without it they are refused. ``approximate_top_p`` as in
+    ``device_sampling``.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class EngineLoop:
         *,
         compile: Compile | None = None,  # noqa: A002 - the word of the contract
         on_fatal: Callable[[BaseException], None] | None = None,
+        approximate_top_p: bool = False,
     ) -> None:
         self._load = load
+        self._approximate_top_p = approximate_top_p
         self._policy = policy or Policy()
         self._on_fatal = on_fatal
         self._commands: SimpleQueue[_Command] = SimpleQueue()
@@ -250,7 +253,10 @@ class EngineLoop:
                 self._post(self._on_warming_up)
                 warm_up(backend)
                 self._post(self._on_ready, backend.info)
-                self._serve(Batcher(backend, self._policy, on_pass=self._passes.append))
+                top_p = self._approximate_top_p
+                self._serve(
+                    Batcher(backend, self._policy, on_pass=self._passes.append, approximate_top_p=top_p)
+                )
         except BaseException as error:  # the thread's edge: nothing may end it in silence
             # What was raised on purpose says it all in its sentence, which the program logs.
             if not isinstance(error, NeuronTgiError):

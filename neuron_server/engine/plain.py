@@ -12,13 +12,17 @@ from neuron_server.request import GenerationRequest
 
 
 def generate(
-    backend: Backend, requests: Sequence[GenerationRequest], policy: Policy | None = None
+    backend: Backend,
+    requests: Sequence[GenerationRequest],
+    policy: Policy | None = None,
+    *,
+    approximate_top_p: bool = False,
 ) -> list[list[TokenEvent]]:
     """Run all requests, submitted in order at once, and return the events of each.
 
     Raises the first error of any request. The backend's slots must be free; they are free again afterwards.
     """
-    batcher: Batcher[int] = Batcher(backend, policy or Policy())
+    batcher: Batcher[int] = Batcher(backend, policy or Policy(), approximate_top_p=approximate_top_p)
     events: list[list[TokenEvent]] = [[] for _ in requests]
     for number, request in enumerate(requests):
         batcher.submit(number, request)

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from neuron_server.backend import GREEDY, DeviceSampling
 from neuron_server.engine.penalty import TokenCounts, has_penalty
 from neuron_server.engine.sampling import SampleRow
 from neuron_server.engine.warp import Choice
@@ -24,7 +25,7 @@ class Slot(Generic[Key]):
     ``tokens`` is everything known: prompt, what was generated before and here. The backend holds the first
     ``held`` of them, so ``tokens[held]`` is the pending one. A row whose pending token is not its last is
     catching up: it feeds known tokens, one a step, and makes no events. The ``constraint`` stands after
-    ``tokens``: after all that was generated, here and before.
+    ``tokens``: after all that was generated, here and before. ``sampling`` is for a device that samples.
     """
 
     key: Key
@@ -32,6 +33,7 @@ class Slot(Generic[Key]):
     queue_s: float | None = None
     prompt_logprobs: tuple[float | None, ...] | None = None
     constraint: Constraint | None = None
+    sampling: DeviceSampling = GREEDY
     held: int = 0
     tokens: list[int] = field(init=False)
     counts: TokenCounts | None = field(init=False)

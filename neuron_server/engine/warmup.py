@@ -1,4 +1,4 @@
-"""What runs once before the first request: each graph, several batch sizes, and a look at the logits."""
+"""What runs once before the first request: each graph, several batch sizes, and a look at what comes out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _PROMPT_TOKENS = 32
 def warm_up(backend: Backend) -> None:
     """One prefill and decode steps of 1, 2, 4 .. B rows; every slot is free again afterwards.
 
-    Raises ``ModelError`` when the logits have the wrong shape or are not finite: such a model would only make
-    garbage. Whatever the backend raises passes through.
+    Raises ``ModelError`` when the logits have the wrong shape or are not finite, or when a token that the
+    device chose is outside the vocabulary: such a model would only make garbage. Whatever the backend raises
+    passes through.
     """
     info = backend.info
     batch = info.shape.batch_size
@@ -38,8 +39,24 @@ def _sizes(batch: int) -> list[int]:
 
 
 def _check(backend: Backend, output: Output, rows: int) -> None:
-    expected = (rows, backend.info.vocab_size)
+    vocab_size = backend.info.vocab_size
+    if backend.info.samples:
+        _check_tokens(output, rows, vocab_size)
+        return
+    expected = (rows, vocab_size)
     if output.logits.shape != expected:
         raise ModelError(f"the model gives logits of shape {output.logits.shape}, expected {expected}")
     if not np.isfinite(output.logits.max(axis=1)).all():  # masked entries (-inf) are fine, NaN is not
         raise ModelError("the model gives logits that are not finite; are the weights complete?")
+
+
+def _check_tokens(output: Output, rows: int, vocab_size: int) -> None:
+    tokens = output.tokens
+    if tokens is None or tokens.shape != (rows,):
+        given = None if tokens is None else tokens.shape
+        raise ModelError(f"the model gives tokens of shape {given}, expected {(rows,)}")
+    for token in tokens.tolist():
+        if not 0 <= token < vocab_size:
+            raise ModelError(
+                f"the model chooses token {token} of a vocabulary of {vocab_size}; are the weights complete?"
+            )

@@ -18,10 +18,13 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The token of one row, its log-probability (nats, float32) and the likeliest tokens, likeliest first."""
+    """The token of one row, its log-probability (nats, float32) and the likeliest tokens, likeliest first.
+
+    ``logprob`` is ``None`` where the device chose: it tells no more than the token.
+    """
 
     token_id: int
-    logprob: float
+    logprob: float | None
     top_tokens: tuple[TopToken, ...] = ()
 
 

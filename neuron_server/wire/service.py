@@ -149,7 +149,7 @@ class _Call:
                 self._cancel(request_id)
                 raise ValidationError(f"request_id {request_id} is open already; both requests end here")
             request = decode_submit(submit)
-            submission.check(request, self._source.info)
+            submission.check(request, self._source.info, approximate_top_p=True)  # the source decides that
         except NeuronTgiError as error:
             now = self._source.status
             await self._send(Step((), ((request_id, error),), now.free_slots, now.queued))

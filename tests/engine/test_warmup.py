@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conformance import NO_SHARD_RPC
+from device_backend import Choose, DeviceBackend
 from model_backend import ModelBackend
 
 from neuron_server.backend import Output
@@ -52,3 +55,32 @@ def test_masked_logits_are_fine() -> None:
             return output
 
     warm_up(Masked(4, 16))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_device_that_samples_is_warmed_up_by_its_tokens(mode: str) -> None:
+    backend = DeviceBackend(5, 20, mode=mode)
+    warm_up(backend)
+    assert not backend.live
+    assert {len(call) for call in backend.asked} >= {1, 2, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("choose", "sentence"),
+    [
+        (lambda slots, logits: np.full(len(slots), 50), "chooses token 50 of a vocabulary of 50"),
+        (lambda slots, logits: np.full(len(slots), -1), "chooses token -1"),
+        (lambda slots, logits: np.zeros((len(slots), 1)), r"shape \(1, 1\), expected \(1,\)"),
+        (lambda slots, logits: np.zeros(7), r"shape \(7,\), expected \(1,\)"),
+    ],
+)
+def test_a_device_that_chooses_no_token_of_the_vocabulary_is_refused(choose: Choose, sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        warm_up(DeviceBackend(4, 16, choose=choose))
+
+
+def test_a_device_that_samples_and_hands_over_logits_is_refused() -> None:
+    backend = ModelBackend(4, 16)
+    backend.info = replace(backend.info, output="tokens", max_top_k=16)
+    with pytest.raises(ModelError, match="tokens of shape None"):
+        warm_up(backend)
