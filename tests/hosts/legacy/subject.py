@@ -138,6 +138,7 @@ SUBJECTS = {
     "legacy-static-0.0.28": Subject(
         name="legacy-static-0.0.28",
         column="legacy-0.0.28",
+        shared_column=True,
         modes=("rebuild",),
         outputs=("logits",),
         make=lambda wanted: make("gpt2", wanted),
