@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from neuron_server.backend import Backend
+from neuron_server.backends.on_device import OnDeviceSampling
 from neuron_server.backends.simulated import SimulatedBackend
 from neuron_server.config import GeneratorConfig
 from neuron_server.device_clock import FORM, DeviceClock, parse_clock
@@ -21,6 +22,10 @@ BACKENDS: Mapping[str, str] = {
     # Models compiled by optimum-neuron up to 0.1 (the neuron object in config.json).
     "neuron_legacy": "neuron_server.backends.neuron_legacy:NeuronLegacyBackend",
 }
+
+
+#: Those that hand over logits whatever the model, so that a device that samples can be emulated on them.
+_EMULATING = frozenset(("cpu", "fake"))
 
 
 class _Loadable(Protocol):
@@ -39,10 +44,18 @@ def load_backend(config: GeneratorConfig) -> Backend:
             f"there is no backend {config.backend!r}; available are {', '.join(BACKENDS)}",
             rule="backend_unavailable",
         )
+    if config.on_device_sampling and config.backend not in _EMULATING:
+        raise ConfigError(
+            f"--on-device-sampling, but --backend is {config.backend}, where the compiled model says who "
+            f"samples; it works with {' and '.join(sorted(_EMULATING))}",
+            rule="emulation",
+        )
     clock = _clock(config.simulated_clock)
     module, _, name = BACKENDS[config.backend].partition(":")
     kind: type[_Loadable] = getattr(importlib.import_module(module), name)
     backend: Backend = kind.load(config)
+    if config.on_device_sampling:
+        backend = OnDeviceSampling(backend)
     return backend if clock is None else SimulatedBackend(backend, clock)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from neuron_server.backends import load_backend
 from neuron_server.backends.fake import FakeBackend
+from neuron_server.backends.on_device import OnDeviceSampling
 from neuron_server.backends.registry import BACKENDS
 from neuron_server.backends.simulated import SimulatedBackend
 from neuron_server.config import GeneratorConfig
@@ -46,6 +47,20 @@ def test_a_wrong_clock_is_a_configuration_error(directory: Path) -> None:
     assert caught.value.rule == "emulation"
     assert "--simulated-clock 'fast'" in str(caught.value)
     assert FORM in str(caught.value)
+
+
+@pytest.mark.parametrize("clock", [None, "0:1=0"])
+def test_sampling_on_the_device_is_emulated_within_the_clock(directory: Path, clock: str | None) -> None:
+    backend = load_backend(config(directory, on_device_sampling=True, simulated_clock=clock))
+    assert isinstance(backend, SimulatedBackend if clock else OnDeviceSampling)
+    assert (backend.info.output, backend.info.max_top_k) == ("tokens", 50)
+
+
+@pytest.mark.parametrize("name", ["neuron", "neuron_legacy"])
+def test_a_compiled_model_says_itself_who_samples(directory: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="it works with cpu and fake") as caught:
+        load_backend(config(directory, backend=name, on_device_sampling=True))
+    assert caught.value.rule == "emulation"
 
 
 def test_a_backend_that_is_not_there_is_refused_honestly(directory: Path) -> None:
