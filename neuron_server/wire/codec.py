@@ -287,6 +287,7 @@ def encode_info(info: BackendInfo) -> pb.InfoResponse:
         dtype=info.dtype,
         device=info.device,
         can_score_prompt=info.can_score_prompt,
+        max_top_k=info.max_top_k,
     )
 
 
@@ -303,6 +304,7 @@ def decode_info(sent: pb.InfoResponse) -> BackendInfo:
         dtype=sent.dtype,
         device=sent.device,
         can_score_prompt=sent.can_score_prompt,
+        max_top_k=sent.max_top_k,
     )
 
 

@@ -239,6 +239,17 @@ def test_backend_info_comes_back_equal(mode):
     assert codec.decode_info(over_the_wire(codec.encode_info(info))) == info
 
 
+def test_the_info_of_a_device_that_samples_comes_back_equal():
+    info = BackendInfo(StaticShape(16, 1024), 512, 50257, "insert", "tokens", max_top_k=256)
+    assert codec.decode_info(over_the_wire(codec.encode_info(info))) == info
+
+
+def test_a_token_without_a_log_probability_comes_back_without_one():
+    step = Step(((3, TokenEvent(42)),), ())
+    (sent,) = over_the_wire(codec.encode_step(step)).tokens
+    assert codec.decode_event(sent) == TokenEvent(42)
+
+
 def test_an_unknown_prefill_mode_names_the_versions_as_the_cause():
     sent = codec.encode_info(BackendInfo(StaticShape(1, 8), 4, 10))
     sent.prefill_mode = "chunked"

@@ -24,43 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%neuron_server/wire/pb/generator.proto\x12\x0eneuronx_tgi.v1\"\r\n\x0bInfoRequest\"\xc4\x01\n\x0cInfoResponse\x12\x12\n\nbatch_size\x18\x01 \x01(\r\x12\x12\n\nmax_length\x18\x02 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x14\n\x0cprefill_mode\x18\x05 \x01(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x18\n\x10\x63\x61n_score_prompt\x18\t \x01(\x08\"\x0f\n\rHealthRequest\"j\n\x0eHealthResponse\x12$\n\x05phase\x18\x01 \x01(\x0e\x32\x15.neuronx_tgi.v1.Phase\x12\x12\n\nfree_slots\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"p\n\x0fGenerateRequest\x12(\n\x06submit\x18\x01 \x01(\x0b\x32\x16.neuronx_tgi.v1.SubmitH\x00\x12(\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x16.neuronx_tgi.v1.CancelH\x00\x42\t\n\x07message\"\xfa\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x11\n\tinput_ids\x18\x02 \x03(\r\x12\x15\n\rprompt_length\x18\x03 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12\x30\n\x08sampling\x18\x05 \x01(\x0b\x32\x1e.neuronx_tgi.v1.SamplingParams\x12\x10\n\x08stop_ids\x18\x06 \x03(\r\x12\x17\n\x0fprompt_logprobs\x18\x07 \x01(\x08\x12(\n\x07grammar\x18\x08 \x01(\x0b\x32\x17.neuronx_tgi.v1.Grammar\x12\x13\n\x0btraceparent\x18\t \x01(\t\"%\n\x07Grammar\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc4\x01\n\x0eSamplingParams\x12\x11\n\tdo_sample\x18\x01 \x01(\x08\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\x11\n\ttypical_p\x18\x05 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x0c\n\x04seed\x18\x08 \x01(\x06\x12\x14\n\x0ctop_n_tokens\x18\t \x01(\r\"\x1c\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\"\xb0\x01\n\nStepEvents\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.neuronx_tgi.v1.TokenEvent\x12,\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x1c.neuronx_tgi.v1.RequestError\x12\x12\n\nfree_slots\x18\x03 \x01(\r\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12$\n\x06passes\x18\x05 \x03(\x0b\x32\x14.neuronx_tgi.v1.Pass\"\xaf\x01\n\x04Pass\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0e\n\x06joined\x18\x03 \x01(\r\x12\x11\n\tforward_s\x18\x04 \x01(\x01\x12\x12\n\nsampling_s\x18\x05 \x01(\x01\x12\x0e\n\x06tokens\x18\x06 \x01(\r\x12\x11\n\tpositions\x18\x07 \x01(\r\x12\x0f\n\x07stalled\x18\x08 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\t \x01(\x08\x12\x0e\n\x06\x63oncat\x18\n \x01(\t\"\xe4\x01\n\nTokenEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x07top_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\x12,\n\x06\x66inish\x18\x06 \x01(\x0e\x32\x1c.neuronx_tgi.v1.FinishReason\x12\x14\n\x07queue_s\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\x08 \x03(\x02\x42\n\n\x08_logprobB\n\n\x08_queue_s\"G\n\x0cRequestError\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nerror_type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t*S\n\x05Phase\x12\x11\n\rPHASE_LOADING\x10\x00\x12\x14\n\x10PHASE_WARMING_UP\x10\x01\x12\x0f\n\x0bPHASE_READY\x10\x02\x12\x10\n\x0cPHASE_FAILED\x10\x03*]\n\x0c\x46inishReason\x12\x16\n\x12\x46INISH_REASON_NONE\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x1b\n\x17\x46INISH_REASON_EOS_TOKEN\x10\x02\x32\xe4\x01\n\tGenerator\x12\x41\n\x04Info\x12\x1b.neuronx_tgi.v1.InfoRequest\x1a\x1c.neuronx_tgi.v1.InfoResponse\x12G\n\x06Health\x12\x1d.neuronx_tgi.v1.HealthRequest\x1a\x1e.neuronx_tgi.v1.HealthResponse\x12K\n\x08Generate\x12\x1f.neuronx_tgi.v1.GenerateRequest\x1a\x1a.neuronx_tgi.v1.StepEvents(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%neuron_server/wire/pb/generator.proto\x12\x0eneuronx_tgi.v1\"\r\n\x0bInfoRequest\"\xd7\x01\n\x0cInfoResponse\x12\x12\n\nbatch_size\x18\x01 \x01(\r\x12\x12\n\nmax_length\x18\x02 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x14\n\x0cprefill_mode\x18\x05 \x01(\t\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x18\n\x10\x63\x61n_score_prompt\x18\t \x01(\x08\x12\x11\n\tmax_top_k\x18\n \x01(\r\"\x0f\n\rHealthRequest\"j\n\x0eHealthResponse\x12$\n\x05phase\x18\x01 \x01(\x0e\x32\x15.neuronx_tgi.v1.Phase\x12\x12\n\nfree_slots\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"p\n\x0fGenerateRequest\x12(\n\x06submit\x18\x01 \x01(\x0b\x32\x16.neuronx_tgi.v1.SubmitH\x00\x12(\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x16.neuronx_tgi.v1.CancelH\x00\x42\t\n\x07message\"\xfa\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x11\n\tinput_ids\x18\x02 \x03(\r\x12\x15\n\rprompt_length\x18\x03 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12\x30\n\x08sampling\x18\x05 \x01(\x0b\x32\x1e.neuronx_tgi.v1.SamplingParams\x12\x10\n\x08stop_ids\x18\x06 \x03(\r\x12\x17\n\x0fprompt_logprobs\x18\x07 \x01(\x08\x12(\n\x07grammar\x18\x08 \x01(\x0b\x32\x17.neuronx_tgi.v1.Grammar\x12\x13\n\x0btraceparent\x18\t \x01(\t\"%\n\x07Grammar\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc4\x01\n\x0eSamplingParams\x12\x11\n\tdo_sample\x18\x01 \x01(\x08\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\x11\n\ttypical_p\x18\x05 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x0c\n\x04seed\x18\x08 \x01(\x06\x12\x14\n\x0ctop_n_tokens\x18\t \x01(\r\"\x1c\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\"\xb0\x01\n\nStepEvents\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.neuronx_tgi.v1.TokenEvent\x12,\n\x06\x65rrors\x18\x02 \x03(\x0b\x32\x1c.neuronx_tgi.v1.RequestError\x12\x12\n\nfree_slots\x18\x03 \x01(\r\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12$\n\x06passes\x18\x05 \x03(\x0b\x32\x14.neuronx_tgi.v1.Pass\"\xaf\x01\n\x04Pass\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0e\n\x06joined\x18\x03 \x01(\r\x12\x11\n\tforward_s\x18\x04 \x01(\x01\x12\x12\n\nsampling_s\x18\x05 \x01(\x01\x12\x0e\n\x06tokens\x18\x06 \x01(\r\x12\x11\n\tpositions\x18\x07 \x01(\r\x12\x0f\n\x07stalled\x18\x08 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\t \x01(\x08\x12\x0e\n\x06\x63oncat\x18\n \x01(\t\"\xe4\x01\n\nTokenEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x07top_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\x12,\n\x06\x66inish\x18\x06 \x01(\x0e\x32\x1c.neuronx_tgi.v1.FinishReason\x12\x14\n\x07queue_s\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\x08 \x03(\x02\x42\n\n\x08_logprobB\n\n\x08_queue_s\"G\n\x0cRequestError\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\nerror_type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t*S\n\x05Phase\x12\x11\n\rPHASE_LOADING\x10\x00\x12\x14\n\x10PHASE_WARMING_UP\x10\x01\x12\x0f\n\x0bPHASE_READY\x10\x02\x12\x10\n\x0cPHASE_FAILED\x10\x03*]\n\x0c\x46inishReason\x12\x16\n\x12\x46INISH_REASON_NONE\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x1b\n\x17\x46INISH_REASON_EOS_TOKEN\x10\x02\x32\xe4\x01\n\tGenerator\x12\x41\n\x04Info\x12\x1b.neuronx_tgi.v1.InfoRequest\x1a\x1c.neuronx_tgi.v1.InfoResponse\x12G\n\x06Health\x12\x1d.neuronx_tgi.v1.HealthRequest\x1a\x1e.neuronx_tgi.v1.HealthResponse\x12K\n\x08Generate\x12\x1f.neuronx_tgi.v1.GenerateRequest\x1a\x1a.neuronx_tgi.v1.StepEvents(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'neuron_server.wire.pb.generator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=1692
-  _globals['_PHASE']._serialized_end=1775
-  _globals['_FINISHREASON']._serialized_start=1777
-  _globals['_FINISHREASON']._serialized_end=1870
+  _globals['_PHASE']._serialized_start=1711
+  _globals['_PHASE']._serialized_end=1794
+  _globals['_FINISHREASON']._serialized_start=1796
+  _globals['_FINISHREASON']._serialized_end=1889
   _globals['_INFOREQUEST']._serialized_start=57
   _globals['_INFOREQUEST']._serialized_end=70
   _globals['_INFORESPONSE']._serialized_start=73
-  _globals['_INFORESPONSE']._serialized_end=269
-  _globals['_HEALTHREQUEST']._serialized_start=271
-  _globals['_HEALTHREQUEST']._serialized_end=286
-  _globals['_HEALTHRESPONSE']._serialized_start=288
-  _globals['_HEALTHRESPONSE']._serialized_end=394
-  _globals['_GENERATEREQUEST']._serialized_start=396
-  _globals['_GENERATEREQUEST']._serialized_end=508
-  _globals['_SUBMIT']._serialized_start=511
-  _globals['_SUBMIT']._serialized_end=761
-  _globals['_GRAMMAR']._serialized_start=763
-  _globals['_GRAMMAR']._serialized_end=800
-  _globals['_SAMPLINGPARAMS']._serialized_start=803
-  _globals['_SAMPLINGPARAMS']._serialized_end=999
-  _globals['_CANCEL']._serialized_start=1001
-  _globals['_CANCEL']._serialized_end=1029
-  _globals['_STEPEVENTS']._serialized_start=1032
-  _globals['_STEPEVENTS']._serialized_end=1208
-  _globals['_PASS']._serialized_start=1211
-  _globals['_PASS']._serialized_end=1386
-  _globals['_TOKENEVENT']._serialized_start=1389
-  _globals['_TOKENEVENT']._serialized_end=1617
-  _globals['_REQUESTERROR']._serialized_start=1619
-  _globals['_REQUESTERROR']._serialized_end=1690
-  _globals['_GENERATOR']._serialized_start=1873
-  _globals['_GENERATOR']._serialized_end=2101
+  _globals['_INFORESPONSE']._serialized_end=288
+  _globals['_HEALTHREQUEST']._serialized_start=290
+  _globals['_HEALTHREQUEST']._serialized_end=305
+  _globals['_HEALTHRESPONSE']._serialized_start=307
+  _globals['_HEALTHRESPONSE']._serialized_end=413
+  _globals['_GENERATEREQUEST']._serialized_start=415
+  _globals['_GENERATEREQUEST']._serialized_end=527
+  _globals['_SUBMIT']._serialized_start=530
+  _globals['_SUBMIT']._serialized_end=780
+  _globals['_GRAMMAR']._serialized_start=782
+  _globals['_GRAMMAR']._serialized_end=819
+  _globals['_SAMPLINGPARAMS']._serialized_start=822
+  _globals['_SAMPLINGPARAMS']._serialized_end=1018
+  _globals['_CANCEL']._serialized_start=1020
+  _globals['_CANCEL']._serialized_end=1048
+  _globals['_STEPEVENTS']._serialized_start=1051
+  _globals['_STEPEVENTS']._serialized_end=1227
+  _globals['_PASS']._serialized_start=1230
+  _globals['_PASS']._serialized_end=1405
+  _globals['_TOKENEVENT']._serialized_start=1408
+  _globals['_TOKENEVENT']._serialized_end=1636
+  _globals['_REQUESTERROR']._serialized_start=1638
+  _globals['_REQUESTERROR']._serialized_end=1709
+  _globals['_GENERATOR']._serialized_start=1892
+  _globals['_GENERATOR']._serialized_end=2120
 # @@protoc_insertion_point(module_scope)

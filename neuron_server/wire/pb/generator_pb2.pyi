@@ -31,7 +31,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("batch_size", "max_length", "max_prompt_tokens", "vocab_size", "prefill_mode", "output", "dtype", "device", "can_score_prompt")
+    __slots__ = ("batch_size", "max_length", "max_prompt_tokens", "vocab_size", "prefill_mode", "output", "dtype", "device", "can_score_prompt", "max_top_k")
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class InfoResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CAN_SCORE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOP_K_FIELD_NUMBER: _ClassVar[int]
     batch_size: int
     max_length: int
     max_prompt_tokens: int
@@ -50,7 +51,8 @@ class InfoResponse(_message.Message):
     dtype: str
     device: str
     can_score_prompt: bool
-    def __init__(self, batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., prefill_mode: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., can_score_prompt: bool = ...) -> None: ...
+    max_top_k: int
+    def __init__(self, batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., prefill_mode: _Optional[str] = ..., output: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., can_score_prompt: bool = ..., max_top_k: _Optional[int] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()
