@@ -9,6 +9,7 @@ from neuron_server.router.batch_metrics import DURATIONS, BatchMetrics
 from neuron_server.router.errors import failure_label
 from neuron_server.router.exposition import Registry
 from neuron_server.router.identity import version
+from neuron_server.router.replica_metrics import ReplicaMetrics
 
 
 class Metrics:
@@ -39,6 +40,7 @@ class Metrics:
         self.max_new_tokens = registry.histogram("tgi_request_max_new_tokens", "New tokens allowed", totals)
         self._skipped = registry.histogram("tgi_request_skipped_tokens", "Speculated tokens per step", [0.0])
         self._add_ours(registry)
+        self.replicas = ReplicaMetrics(registry, len(config.shard_uds_paths))
         self.batch = BatchMetrics(registry, config.batch_size, config.max_total_tokens)
 
     def _add_ours(self, registry: Registry) -> None:

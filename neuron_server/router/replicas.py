@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from neuron_server.backend import BackendInfo
@@ -21,6 +21,7 @@ from neuron_server.event import TokenEvent, TokenSource
 from neuron_server.request import GenerationRequest
 from neuron_server.session import Phase, Status
 from neuron_server.tracing import NO_TRACER, Tracer
+from neuron_server.wire.client import LOST
 from neuron_server.wire.spans import submission
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Replica(TokenSource, Protocol):
     """One generator as the router sees it (``wire.client.GeneratorClient``).
 
     ``stream`` raises ``UnavailableError`` when it is not ready, ``GeneratorLostError`` when it is lost.
+    ``silent``: it was ready and has left the last question after its health without an answer.
     """
 
     @property
@@ -52,11 +54,33 @@ class Replica(TokenSource, Protocol):
     @property
     def open_requests(self) -> int: ...
 
+    @property
+    def silent(self) -> bool: ...
+
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
     async def wait_ready(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica for whoever operates it. ``phase``: a ``Phase``'s word, ``not answering`` or ``lost``.
+
+    ``not answering``: it was ready a moment ago and gets no new requests until it answers again. ``lost``: it
+    was ready, and nobody is there now. The numbers are 0 unless it is up, which is to take requests.
+    """
+
+    rank: int
+    phase: str
+    free_slots: int = 0
+    queued: int = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether it gets requests."""
+        return self.phase == Phase.READY.value
 
 
 class Generators(TokenSource, Protocol):
@@ -77,9 +101,15 @@ class Generators(TokenSource, Protocol):
     @property
     def free_slots(self) -> int: ...
 
+    @property
+    def states(self) -> Sequence[ReplicaState]: ...
+
 
 class ReplicaSet:
     """A ``TokenSource`` over replicas: the one with most free slots takes the next request.
+
+    Slots are what there is too little of, so a turn-taking choice would queue behind a full replica while
+    another one has room. Of equals, the one that was not chosen for longest is taken.
 
     A request whose generator is lost is submitted again, with the tokens it has, to another replica or to the
     restarted one. Draws depend on the seed and the token's index only, so it continues exactly; its client
@@ -101,6 +131,8 @@ class ReplicaSet:
         self._tracer = tracer
         self._on_resubmit = on_resubmit
         self._waiting = 0
+        self._choices = 0
+        self._chosen = dict.fromkeys(self._replicas, 0)
         self._closing = asyncio.Event()
 
     async def start(self) -> None:
@@ -150,6 +182,11 @@ class ReplicaSet:
         """Slots without a request, in all generators."""
         return sum(one.status.free_slots for one in self._ready())
 
+    @property
+    def states(self) -> Sequence[ReplicaState]:
+        """Each replica, rank 0 first."""
+        return [_state(rank, one) for rank, one in enumerate(self._replicas)]
+
     def _ready(self) -> list[Replica]:
         return [one for one in self._replicas if one.status.phase is Phase.READY]
 
@@ -197,11 +234,18 @@ class ReplicaSet:
                 yield events
 
     async def _choose(self, deadline_s: float) -> Replica:
-        """The ready replica with most free slots; waits for one if there is none."""
+        """The ready replica with most free slots that answers; waits for one if none is ready."""
         while (left_s := deadline_s - time.monotonic()) > 0:
             self._refuse_if_closed()
             if ready := self._ready():
-                return max(ready, key=_free)
+                # A silent one may be lost in some seconds: better to wait for a slot than for that.
+                best = max(
+                    [one for one in ready if not one.silent] or ready,
+                    key=lambda one: (_free(one), -self._chosen[one]),
+                )
+                self._choices += 1
+                self._chosen[best] = self._choices
+                return best
             self._waiting += 1
             try:
                 await self._any_ready(left_s)
@@ -224,6 +268,16 @@ class ReplicaSet:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+def _state(rank: int, replica: Replica) -> ReplicaState:
+    status = replica.status
+    if status.phase is Phase.READY and not replica.silent:
+        return ReplicaState(rank, status.phase.value, status.free_slots, status.queued)
+    if status.phase is Phase.READY:
+        return ReplicaState(rank, "not answering")
+    lost = status.phase is Phase.LOADING and status.detail.startswith(LOST)
+    return ReplicaState(rank, LOST if lost else status.phase.value)
 
 
 def _free(replica: Replica) -> int:

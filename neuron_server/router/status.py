@@ -33,6 +33,7 @@ def add_routes(app: FastAPI, service: GenerationService) -> None:
             service.metrics.batch.occupancy(
                 queued=generators.queued, running=generators.running, free_slots=generators.free_slots
             )
+            service.metrics.replicas.states(generators.states)
         return Response(service.metrics.render(), media_type="text/plain; charset=utf-8")
 
     for path, endpoint in (
@@ -68,5 +69,8 @@ def _info(service: GenerationService) -> Json:
         "model_device_type": None if backend is None else backend.device,
         "max_batch_size": config.batch_size,
         "max_batch_total_tokens": config.batch_size * config.max_total_tokens,
-        "replicas": len(config.shard_uds_paths),
+        "replicas": [
+            {"rank": one.rank, "phase": one.phase, "free_slots": one.free_slots, "queued": one.queued}
+            for one in service.generators.states
+        ],
     }

@@ -139,6 +139,11 @@ class GeneratorClient:
         """Streams that were submitted and have not ended: known here, without a round trip."""
         return self._connection.open_requests if self._connection is not None else 0
 
+    @property
+    def silent(self) -> bool:
+        """Whether the last health check got no answer; ``patience`` of them in a row, and it is lost."""
+        return self._missed > 0
+
     async def health(self, timeout_s: float = 2.0) -> Status:
         """Ask the generator now. ``GeneratorLostError`` when it does not answer in ``timeout_s`` seconds."""
         if self._channel is None:

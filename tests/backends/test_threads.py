@@ -30,3 +30,12 @@ def test_the_environment_overrules(chosen, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     use_threads_for(1)
     assert chosen == []
+
+
+@pytest.mark.parametrize(("most", "threads"), [(2, [2]), (4, []), (9, []), (None, [])])
+def test_a_replica_takes_no_more_than_its_share(chosen, monkeypatch, most, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    use_threads_for(SMALL_MODEL_BYTES, most)
+    assert chosen == threads
+    use_threads_for(1, most)
+    assert chosen == [*threads, 1]

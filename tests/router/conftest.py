@@ -19,6 +19,7 @@ from neuron_server.event import FinishReason, TokenEvent, TopToken
 from neuron_server.request import GenerationRequest
 from neuron_server.router.app import build_app
 from neuron_server.router.metrics import Metrics
+from neuron_server.router.replicas import ReplicaState
 from neuron_server.router.service import GenerationService
 from neuron_server.session import Phase
 from neuron_server.shape import StaticShape
@@ -74,6 +75,7 @@ class ScriptedSource:
     running: int = 2
     free_slots: int = 0
     info: BackendInfo | None = None
+    states: tuple[ReplicaState, ...] = (ReplicaState(0, "ready", 0, 3),)
     others: dict[tuple[int, ...], ScriptedSource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

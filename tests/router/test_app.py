@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from conformance import MORE_KEYS
 
+from neuron_server.router.replicas import ReplicaState
 from neuron_server.session import Phase
 
 POSTS = [
@@ -106,6 +107,15 @@ async def test_info_tells_what_the_hub_the_image_and_nobody_knows(harness, monke
     monkeypatch.delenv("DOCKER_LABEL")
     info = (await harness().client.get("/info")).json()
     assert (info["model_pipeline_tag"], info["docker_label"]) == (None, None)
+
+
+async def test_info_tells_of_each_replica(harness):
+    one = harness(shard_uds_paths=("/a", "/b"))
+    one.source.states = (ReplicaState(0, "ready", 1, 3), ReplicaState(1, "lost"))
+    assert (await one.client.get("/info")).json()["replicas"] == [
+        {"rank": 0, "phase": "ready", "free_slots": 1, "queued": 3},
+        {"rank": 1, "phase": "lost", "free_slots": 0, "queued": 0},
+    ]
 
 
 @pytest.mark.case(148)

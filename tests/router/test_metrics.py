@@ -23,7 +23,10 @@ async def test_families_appear_with_their_first_update(harness):
     one = harness(opened=False)
     info, one.source.info = one.source.info, None
     samples = [line for line in await scrape(one) if line and not line.startswith("#")]
-    assert samples == [f'neuronx_tgi_build_info{{version="{version()}"}} 1']
+    assert samples == [
+        f'neuronx_tgi_build_info{{version="{version()}"}} 1',
+        'neuronx_tgi_replica_up{replica="0"} 0',  # so that one that never comes up can raise an alarm
+    ]
     one.source.info = info
     lines = await scrape(one)
     assert "tgi_queue_size 3" in lines

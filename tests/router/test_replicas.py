@@ -24,6 +24,7 @@ class FakeReplica:
     def __init__(self, *, batch_size=2, lost_at: int | None = None, lost_times=1, ready=True) -> None:
         self.info = BackendInfo(StaticShape(batch_size, 64), 32, 100)
         self.open_requests = 0
+        self.silent = False
         self.requests: list[GenerationRequest] = []
         self.closed = 0
         self._lost_at, self._lost_times = lost_at, lost_times
@@ -84,6 +85,61 @@ async def test_most_free_slots_first():
     for stream in streams:
         await stream.aclose()
     assert (one.open_requests, two.open_requests) == (0, 0)
+
+
+async def test_equals_take_turns():
+    ones = [FakeReplica() for _ in range(3)]
+    replicas = ReplicaSet(ones)
+    for _ in range(9):
+        await collect(replicas)  # nothing is open between two of them, so all are equal
+    assert [len(one.requests) for one in ones] == [3, 3, 3]
+
+
+async def test_a_replica_that_does_not_answer_is_passed_over_while_another_does():
+    silent, full = FakeReplica(batch_size=9), FakeReplica(batch_size=1)
+    silent.silent = True
+    replicas = ReplicaSet([silent, full])
+    streams = [replicas.stream(REQUEST) for _ in range(3)]
+    for stream in streams:
+        await anext(stream)
+    assert (silent.open_requests, full.open_requests) == (0, 3)
+    full.set_ready(False)
+    streams.append(replicas.stream(REQUEST))
+    await anext(streams[-1])  # better than nobody
+    assert silent.open_requests == 1
+    silent.silent = False
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_many_requests_of_a_lost_replica_spread_over_the_others_at_once():
+    dying, one, two = FakeReplica(batch_size=99, lost_at=2, lost_times=9), FakeReplica(), FakeReplica()
+    replicas = ReplicaSet([dying, one, two])
+    tasks = [asyncio.create_task(collect(replicas)) for _ in range(9)]
+    for _ in range(2):
+        await asyncio.sleep(0)
+    assert len(dying.requests) == 9
+    dying.set_ready(False)
+    for answer in await asyncio.gather(*tasks):
+        assert [event.token_id for event in answer] == [0, 1, 2, 3, 4, 5]
+    assert sorted((len(one.requests), len(two.requests))) == [4, 5]
+
+
+def test_each_replica_says_how_it_is():
+    ready, silent, loading, lost, failed = (FakeReplica() for _ in range(5))
+    silent.silent = True
+    loading.set_ready(False)
+    lost.status = Status(Phase.LOADING, detail="lost: no answer")
+    failed.status = Status(Phase.FAILED, detail="out of memory")
+    states = ReplicaSet([ready, silent, loading, lost, failed]).states
+    assert [(s.rank, s.phase, s.up) for s in states] == [
+        (0, "ready", True),
+        (1, "not answering", False),
+        (2, "loading", False),
+        (3, "lost", False),
+        (4, "failed", False),
+    ]
+    assert [(s.free_slots, s.queued) for s in states] == [(1, 1), *[(0, 0)] * 4]
 
 
 async def test_a_lost_request_continues_elsewhere_exactly_where_it_was():

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
-from quick_client import REQUEST, collect, collecting, quick_client
+from quick_client import REQUEST, collect, collecting, quick_client, until_status
 
 from neuron_server.errors import DeviceFailedError, GeneratorLostError, UnavailableError
 from neuron_server.event import FinishReason, TokenEvent
@@ -155,6 +155,20 @@ async def test_a_killed_generator_loses_every_stream_at_once_and_its_restart_is_
     await client.wait_ready()
     async with aclosing(client.stream(REQUEST)) as events:
         assert (await anext(events)).token_id == 7
+
+
+async def test_a_generator_is_silent_until_it_answers_again(uds_path, process, closing):
+    child = await process()
+    client = quick_client(uds_path, health_timeout_s=0.1, patience=1_000)
+    await client.start()
+    closing.push_async_callback(client.close)
+    await client.wait_ready()
+    assert not client.silent
+    os.kill(child.pid, signal.SIGSTOP)
+    await until_status(client, lambda _: client.silent)
+    assert client.status.phase is Phase.READY
+    os.kill(child.pid, signal.SIGCONT)
+    await until_status(client, lambda _: not client.silent)
 
 
 async def test_a_generator_that_stands_still_is_lost_when_health_stays_unanswered(uds_path, process, closing):
