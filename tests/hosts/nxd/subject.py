@@ -1,0 +1,94 @@
+"""The NxD generation as subjects of the contract tests: the product's own ``load``, on upstream's own code.
+
+Only what AWS ships is stood in for. It is optimum-neuron's host code and graph source, executed on CPU; it says
+nothing about the compiler, the runtime or the arithmetic of a device.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from weakref import WeakKeyDictionary
+
+from contract.subject import GraphCall, Subject, Wanted
+from hosts.nxd import tiny_model, upstream
+from hosts.nxd.model_builder import CompiledModel
+
+from neuron_server.backend import Backend
+from neuron_server.backends import neuron_load
+from neuron_server.backends.neuron import NeuronBackend
+from neuron_server.backends.neuron_interface import missing_in_model, missing_names
+from neuron_server.config import GeneratorConfig
+
+_NO_CHUNKS = "chunked prefill exists only after optimum-neuron 0.4.5"
+
+_compiled: WeakKeyDictionary[Backend, CompiledModel] = WeakKeyDictionary()
+
+
+def make(wanted: Wanted) -> NeuronBackend:
+    """Write a compiled model's directory and load it as the generator does."""
+    with TemporaryDirectory() as name, upstream.fake_device() as loaded:
+        tiny_model.write_model(Path(name), wanted)
+        neuron_load._loaded.clear()  # a process of a user's holds one model; a test's holds many
+        backend = NeuronBackend.load(
+            GeneratorConfig(
+                model_path=name,
+                uds_path="",
+                batch_size=wanted.shape.batch_size,
+                max_length=wanted.shape.max_length,
+                max_prompt_tokens=min(wanted.max_prompt_tokens, wanted.shape.max_length - 1),
+                backend="neuron",
+            )
+        )
+    _compiled[backend] = loaded[-1]
+    return backend
+
+
+def calls(backend: Backend) -> list[GraphCall]:
+    """The calls of the compiled callable since the last time."""
+    log = _compiled[backend].calls
+    drained = list(log)
+    log.clear()
+    return drained
+
+
+def drift() -> Sequence[str]:
+    """What the product uses of optimum-neuron and the installed release lacks."""
+    upstream.stand_in()
+    from optimum.neuron import NeuronModelForCausalLM
+
+    in_model = missing_in_model(upstream.model_class(), upstream.config_class())
+    return [*missing_names(NeuronModelForCausalLM), *in_model]
+
+
+def recorded_placeholders(version: str) -> set[str]:
+    """The names that upstream imports of AWS's packages and the stand-ins leave empty, as written down."""
+    return set((Path(__file__).parent / f"placeholders-{version}.txt").read_text().split())
+
+
+def placeholders() -> tuple[Collection[str], Collection[str]]:
+    """Those of a fresh process, and those recorded for the installed version."""
+    program = [sys.executable, "-m", "hosts.nxd.placeholders"]
+    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    return set(output.split()), recorded_placeholders(upstream.installed())
+
+
+def _subject(version: str) -> Subject:
+    return Subject(
+        name=f"nxd-{version}",
+        modes=("insert", "rebuild"),
+        outputs=("logits", "tokens"),
+        make=make,
+        alone=tiny_model.alone,
+        calls=calls,
+        not_applicable={10: _NO_CHUNKS},
+        drift=drift,
+        placeholders=placeholders,
+        written_config=tiny_model.written_config,
+    )
+
+
+SUBJECTS: Mapping[str, Subject] = {f"nxd-{version}": _subject(version) for version in upstream.VERSIONS}

@@ -1,0 +1,96 @@
+"""optimum-neuron's own code, imported over the stand-ins once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from hosts.nxd import gaps, stand_ins
+from hosts.nxd.model_builder import CompiledModel
+from transformers import AutoConfig
+
+#: The releases that the stand-ins are made for.
+VERSIONS = ("0.4.5", "0.3.0")
+
+
+def installed() -> str:
+    """The version of optimum-neuron in this environment."""
+    return metadata.version("optimum-neuron")
+
+
+@cache
+def stand_in() -> gaps.NxDGaps:
+    """Install the stand-ins and import what the tiny model needs of upstream."""
+    if installed() not in VERSIONS:
+        raise RuntimeError(f"the stand-ins are made for {' and '.join(VERSIONS)}, not for {installed()}")
+    finder = gaps.install(stand_ins.DEFINED)
+    stand_ins.fill_in_primitives()
+    import_module("optimum.neuron.models.inference.auto_models")
+    return finder
+
+
+def model_class(model_type: str = "llama") -> Any:
+    """What ``NeuronModelForCausalLM.from_pretrained`` makes for this type."""
+    stand_in()
+    auto_model = import_module("optimum.neuron.models.auto_model")
+    return auto_model.get_neuron_model_class(model_type, task="text-generation", mode="inference")
+
+
+def config_class() -> Any:
+    """``NxDNeuronConfig``."""
+    stand_in()
+    return import_module("optimum.neuron.models.inference.backend.config").NxDNeuronConfig
+
+
+def compile_graphs(kind: Any, config: Any, neuron_config: Any) -> CompiledModel:
+    """The graphs as upstream builds them for compilation."""
+    pretrained = import_module("optimum.neuron.models.inference.backend.pretrained_model")
+    if installed() == "0.3.0":
+        made = kind.create_model_wrappers(kind._model_cls, config, neuron_config)
+        graphs = [wrapper for wrapper in made if wrapper is not None]
+    else:
+        graphs = kind.create_graph_builders(config, neuron_config)
+    return pretrained.get_builder(neuron_config, graphs).trace(initialize_model_weights=False)
+
+
+def _load_compiled(path: str) -> CompiledModel:
+    """In place of ``torch.jit.load``: the graphs of the configuration that lies beside ``model.pt``."""
+    directory = Path(path).parent
+    config = AutoConfig.from_pretrained(directory)
+    neuron_config = config_class().from_pretrained(str(directory))
+    config.torch_dtype = neuron_config.torch_dtype
+    return compile_graphs(model_class(config.model_type), config, neuron_config)
+
+
+@contextmanager
+def fake_device(instance_type: str = "trn1", cores: int = 2) -> Iterator[list[CompiledModel]]:
+    """A machine with a device, as far as loading asks: its kind, its cores, and what reads ``model.pt``.
+
+    The list fills with what was loaded.
+    """
+    stand_in()
+    loaded: list[CompiledModel] = []
+
+    def load(path: str) -> CompiledModel:
+        loaded.append(_load_compiled(path))
+        return loaded[-1]
+
+    name = "optimum.neuron.models.inference.backend.pretrained_model"
+    pretrained = import_module(name)
+    patches = [mock.patch.object(torch.jit, "load", load)]
+    if hasattr(pretrained, "current_instance_type"):
+        patches += [
+            mock.patch.object(pretrained, "current_instance_type", lambda: instance_type),
+            mock.patch.object(pretrained, "get_available_cores", lambda: cores),
+            mock.patch.object(pretrained, "get_neuron_device_memory", lambda: "not measured"),
+        ]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield loaded
