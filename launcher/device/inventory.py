@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.device.cores import CoreRange, available
@@ -20,7 +20,7 @@ from launcher.device.rooted import entries, read
 from neuron_server.errors import ConfigError
 
 _MAJOR = re.compile(r"^\s*(\d+)\s+neuron\s*$", re.MULTILINE)
-_NODE = re.compile(r"neuron\d+")
+_NODE = re.compile(r"neuron(\d{1,4})", re.ASCII)
 _VERSION = re.compile(r"\d+(\.\d+)+[\w.+~-]*", re.ASCII)
 #: ``inf2.48xlarge``; a virtual machine elsewhere says something like ``Standard PC (i440FX)``.
 _INSTANCE = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
@@ -34,8 +34,9 @@ class Inventory:
 
     ``cores``: what the devices have and ``NEURON_RT_*`` leaves; ``None`` without a device, and when those
     variables are wrong, which ``cores_problem`` then explains. ``driver``: the version of the host's kernel
-    module. ``driver_loaded``: whether the kernel lists it. ``stale_nodes``: /dev/neuron* that no loaded
-    driver stands behind. What cannot be known is ``None``.
+    module. ``driver_loaded``: whether the kernel lists it. ``device_numbers``: the n of /dev/neuron<n>; core
+    0 is the first of the lowest. ``stale_nodes``: /dev/neuron* that no loaded driver stands behind. What
+    cannot be known is ``None``.
     """
 
     devices: int = 0
@@ -43,6 +44,7 @@ class Inventory:
     cores: CoreRange | None = None
     driver: str | None = None
     driver_loaded: bool = False
+    device_numbers: tuple[int, ...] = ()
     stale_nodes: int = 0
     cores_problem: str | None = None
 
@@ -66,20 +68,25 @@ class Inventory:
 
     def no_device(self) -> str:
         """Why there is no device, as far as it can be seen, and what to do."""
+        return ": ".join(self.absence)
+
+    @property
+    def absence(self) -> tuple[str, str]:
+        """The two halves of ``no_device``."""
         if self.stale_nodes:
             return (
-                f"{self.stale_nodes} Neuron device file(s) are in /dev, but the kernel has no neuron driver: "
-                "install and load it on the host (apt-get install aws-neuronx-dkms; modprobe neuron)"
+                f"{self.stale_nodes} Neuron device file(s) are in /dev, but the kernel has no neuron driver",
+                "install and load it on the host (apt-get install aws-neuronx-dkms; modprobe neuron)",
             )
         if self.driver_loaded:
             return (
-                "the host has the neuron driver, but no Neuron device can be seen from here: give the "
-                "container its devices (docker run --device=/dev/neuron0; in Kubernetes the resource "
-                "aws.amazon.com/neuron)"
+                "the host has the neuron driver, but no Neuron device can be seen from here",
+                "give the container its devices (docker run --device=/dev/neuron0; in Kubernetes the "
+                "resource aws.amazon.com/neuron)",
             )
         return (
-            "no Neuron device can be seen from here: use an inf2 instance with the driver "
-            "(aws-neuronx-dkms) installed on the host, or --backend cpu"
+            "no Neuron device can be seen from here",
+            "use an inf2 instance with the driver (aws-neuronx-dkms) installed on the host, or --backend cpu",
         )
 
 
@@ -93,43 +100,36 @@ def inspect(root: Path, environ: Mapping[str, str]) -> Inventory:
     listing = read(root, "/proc/devices")
     match = _MAJOR.search(listing)
     nodes = _nodes(root, int(match.group(1)) if match else None)
-    loaded = match is not None
-    devices = nodes if loaded or not listing else 0
+    alive = nodes if match or not listing else []
     found = Inventory(
-        devices=devices,
+        devices=len(alive),
         instance_type=_instance_type(root),
         driver=_driver(root),
-        driver_loaded=loaded,
-        stale_nodes=nodes - devices,
+        driver_loaded=match is not None,
+        device_numbers=tuple(sorted(int(m.group(1)) for m in map(_NODE.fullmatch, alive) if m)),
+        stale_nodes=len(nodes) - len(alive),
     )
     if not found.total_cores:
         return found
     try:
-        cores, problem = available(found.total_cores, environ), None
+        return replace(found, cores=available(found.total_cores, environ))
     except ConfigError as error:
-        cores, problem = None, str(error)
-    return Inventory(
-        devices=devices,
-        instance_type=found.instance_type,
-        cores=cores,
-        driver=found.driver,
-        driver_loaded=loaded,
-        cores_problem=problem,
-    )
+        return replace(found, cores_problem=str(error))
 
 
-def _nodes(root: Path, major: int | None) -> int:
+def _nodes(root: Path, major: int | None) -> list[str]:
     """Devices of the driver directly in /dev; by name where its major number is not known."""
-    count = 0
+    nodes = []
     for name in entries(root, "/dev"):
         with contextlib.suppress(OSError):  # a device may be taken away while we look
             info = os.stat(root / "dev" / name)
-            named = bool(_NODE.fullmatch(name))
+            counts = bool(_NODE.fullmatch(name))
             if stat.S_ISCHR(info.st_mode):
-                count += named if major is None else os.major(info.st_rdev) == major
-            elif stat.S_ISREG(info.st_mode) and root != Path("/"):
-                count += named
-    return count
+                counts = counts if major is None else os.major(info.st_rdev) == major
+            elif not stat.S_ISREG(info.st_mode) or root == Path("/"):
+                counts = False
+            nodes += [name] if counts else []
+    return nodes
 
 
 def _instance_type(root: Path) -> str | None:

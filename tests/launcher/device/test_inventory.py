@@ -19,6 +19,7 @@ def test_a_healthy_inf2_xlarge_has_one_device_of_two_cores(tmp_path):
         cores=CoreRange(0, 2),
         driver="2.24.7.0",
         driver_loaded=True,
+        device_numbers=(0,),
     )
 
 
@@ -92,6 +93,14 @@ def test_another_driver_with_a_similar_name_is_not_ours(tmp_path):
     machines.machine(tmp_path, devices=1)
     machines.write(tmp_path, "proc/devices", "Character devices:\n246 neuron_v2\n247 myneuron\nneuron\n")
     assert inspect(tmp_path, {}).devices == 0
+
+
+def test_devices_keep_the_numbers_that_the_host_gave_them(tmp_path):
+    root = machines.machine(tmp_path, driver="2.24.7.0")
+    for number in (10, 3):
+        machines.write(root, f"dev/neuron{number}", "")
+    inventory = inspect(root, {})
+    assert (inventory.device_numbers, inventory.cores) == ((3, 10), CoreRange(0, 4))
 
 
 def test_a_directory_named_like_a_device_is_none(tmp_path):
