@@ -15,6 +15,7 @@ from neuron_server.router.generation import Call
 from neuron_server.router.handler import Handler, begin
 from neuron_server.router.headers import one_shot_headers
 from neuron_server.router.json_reply import Json, dump
+from neuron_server.router.on_device import check_chat
 from neuron_server.router.openai_reply import finish_reason, head, usage
 from neuron_server.router.openai_schema import ChatRequest
 from neuron_server.router.prompt import prepare_chat
@@ -69,6 +70,8 @@ class _Turn:
             body, started_s = body.model_copy(update={"tools": None}), time.monotonic()
         with self._handler.span.child("apply_chat_template"):
             chat = await prepare_chat(self._service, body, begun=in_words)
+        with self._service.refusing():
+            check_chat(body, chat.tools, self._service.generators.info)
         call = Call(
             chat.inputs,
             chat.parameters,

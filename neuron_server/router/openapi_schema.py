@@ -141,6 +141,11 @@ class Info(Answer):
     version: str
     sha: str | None = None
     docker_label: str | None = None
+    model_output: str | None = documented(
+        None,
+        "`logits`, or `tokens` of a model that samples on the device: without log-probabilities, seeds, "
+        "penalties and grammars. Null until a generator was ready.",
+    )
 
 
 # -- OpenAI's routes -----------------------------------------------------------------------------------------

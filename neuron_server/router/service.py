@@ -15,6 +15,7 @@ from neuron_server.errors import NeuronTgiError, OverloadedError, UnavailableErr
 from neuron_server.router.answer import Answer, Ending, fold
 from neuron_server.router.generation import Call, Generation
 from neuron_server.router.metrics import Metrics
+from neuron_server.router.on_device import check_parameters, samples_on_device
 from neuron_server.router.replicas import Generators
 from neuron_server.router.together import together
 from neuron_server.router.validation import Validator, ValidRequest, check_best_of, check_stream_only
@@ -97,11 +98,9 @@ class GenerationService:
         self.require_open(begun=call.begun)
         self.metrics.count.inc()
         self._began(call)
-        try:
+        with self.refusing(call):
             check_stream_only(call.parameters)
-        except NeuronTgiError as error:
-            self.failed(error, call)
-            raise
+            self._check_device(call)
         return Generation(self, call, on_end=partial(self._succeeded, call))
 
     async def generate(self, call: Call) -> list[Answer]:
@@ -111,6 +110,8 @@ class GenerationService:
         check_best_of(copies, self.config.max_best_of)
         self.metrics.count.inc()
         self._began(call)
+        with self.refusing(call):
+            self._check_device(call)
         async with contextlib.AsyncExitStack() as stack:
             within = call.handler.span
             if copies > 1:
@@ -158,6 +159,15 @@ class GenerationService:
             self._turns -= 1
             self._settle()
 
+    @contextlib.contextmanager
+    def refusing(self, call: Call | None = None) -> Iterator[None]:
+        """Around checks that come before a permit: what they refuse is counted and logged here."""
+        try:
+            yield
+        except NeuronTgiError as error:
+            self.failed(error, call)
+            raise
+
     def require_open(self, *, begun: bool = False) -> None:
         """Raises ``UnavailableError`` while there is nobody to serve, or nobody new; see ``Call.begun``.
 
@@ -200,6 +210,7 @@ class GenerationService:
             call.inputs,
             call.parameters,
             add_special_tokens=call.add_special_tokens,
+            seeded=not samples_on_device(self.generators.info),
             on_length=self.metrics.input_length.observe,
         )
         self.metrics.max_new_tokens.observe(valid.piece)
@@ -217,6 +228,10 @@ class GenerationService:
     def dropped(self) -> None:
         """Count a generation whose client went away."""
         self.metrics.failure.labels("dropped").inc()
+
+    def _check_device(self, call: Call) -> None:
+        approximate = self.config.approximate_top_p
+        check_parameters(call.parameters, self.generators.info, approximate_top_p=approximate)
 
     def _settle(self) -> None:
         if not self._permits and not self._turns:

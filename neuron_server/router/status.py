@@ -67,6 +67,7 @@ def _info(service: GenerationService) -> Json:
         "docker_label": docker_label(),
         "model_dtype": None if backend is None else backend.dtype,
         "model_device_type": None if backend is None else backend.device,
+        "model_output": None if backend is None else backend.output,
         "max_batch_size": config.batch_size,
         "max_batch_total_tokens": config.batch_size * config.max_total_tokens,
         "replicas": [

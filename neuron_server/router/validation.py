@@ -28,8 +28,8 @@ _PIECE_TOKENS = 1024
 class ValidRequest:
     """``request`` in ids, and what only the text half needs.
 
-    ``seed`` is what the client is told: ``None`` when the request does not sample. ``piece`` is the number of
-    new tokens TGI would have checked and budgeted.
+    ``seed`` is what the client is told: ``None`` when the request does not sample, or a device does it.
+    ``piece`` is the number of new tokens TGI would have checked and budgeted.
     """
 
     request: GenerationRequest
@@ -74,11 +74,13 @@ class Validator:
         parameters: GenerateParameters,
         *,
         add_special_tokens: bool = True,
+        seeded: bool = True,
         on_length: Callable[[int], None] = lambda _: None,
     ) -> ValidRequest:
         """Raises ``ValidationError`` with the first rule that is broken, in TGI's order.
 
-        ``on_length`` is told the prompt's tokens once they are found to fit; other rules come after that.
+        ``seeded`` says whether draws follow the seed: those of a device that samples do not. ``on_length`` is
+        told the prompt's tokens once they are found to fit; other rules come after that.
         """
         sampling = check_sampling(parameters)
         self._check_limits(inputs, parameters)
@@ -103,7 +105,7 @@ class Validator:
                 grammar=grammar,
             ),
             stops=tuple(parameters.stop),
-            seed=sampling.seed if sampling.do_sample else None,
+            seed=sampling.seed if sampling.do_sample and seeded else None,
             piece=piece,
         )
 
