@@ -195,6 +195,6 @@ def _translated(error: Exception, static: StaticFacts) -> ModelError:
             f" container, and the environment ({set_to or 'no NEURON_RT_ variable is set'})",
             rule="neuron_cores",
         )
-    if isinstance(error, KeyError):
-        return ModelError(f"{told}; its type is not one this release knows", rule="unsupported_model")
+    if isinstance(error, KeyError) or "doesn't support task" in text:
+        return ModelError(f"{told}; the installed release does not serve that type or task", rule="unsupported_model")
     return ModelError(told, rule="model")
