@@ -25,16 +25,20 @@ def build(launch: Callable[[Parameters], int]) -> typer.Typer:
     """An app whose one command parses all flags and ends with the status that ``launch`` returns."""
 
     def command(ctx: typer.Context, **values: object) -> None:
-        raise typer.Exit(launch(_parameters(ctx, values)))
+        raise typer.Exit(launch(parameters_of(ctx, values)))
 
-    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    signature = inspect.Signature([context, *map(_parameter, FLAGS)])
-    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__signature__ = signature()  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=HELP, epilog=_epilog(), context_settings={"help_option_names": ["--help", "-h"]})(
         command
     )
     return app
+
+
+def signature(*extra: inspect.Parameter) -> inspect.Signature:
+    """What typer reads off a command that takes all flags of the table, and ``extra`` ones of its own."""
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    return inspect.Signature([context, *map(_parameter, FLAGS), *extra])
 
 
 def _parameter(flag: Flag) -> inspect.Parameter:
@@ -63,7 +67,8 @@ def _annotation(flag: Flag) -> Any:  # Any: a type expression
     return kind if flag.kind is bool else Optional[kind]  # noqa: UP045
 
 
-def _parameters(ctx: typer.Context, values: Mapping[str, object]) -> Parameters:
+def parameters_of(ctx: typer.Context, values: Mapping[str, object]) -> Parameters:
+    """The flags that were given, by command line or environment."""
     given = {}
     for flag in FLAGS:
         source = ctx.get_parameter_source(flag.name)

@@ -98,7 +98,7 @@ def plan(
     parameters = settled.parameters
     chosen = execution(parameters, model.facts, backend)
     values = static_values(parameters, model.facts)
-    hostname, hostname_warning = _hostname(parameters)
+    hostname, hostname_warning = listen_address(parameters)
     count = placement.replicas(parameters)
     places = placement.places(chosen, count, host)
     sockets = placement.sockets(parameters, count, private_directory)
@@ -153,7 +153,7 @@ def check_arguments(parameters: Parameters, host: Host) -> BackendName:
     return requested_backend(parameters, host)
 
 
-def _hostname(parameters: Parameters) -> tuple[str, tuple[str, ...]]:
+def listen_address(parameters: Parameters) -> tuple[str, tuple[str, ...]]:
     """The address to bind, and a warning where the given name is no address.
 
     TGI's rule is to listen everywhere then, because containers export HOSTNAME. ``localhost`` is the
