@@ -106,6 +106,8 @@ def _hlo_to_neuron(self: Any) -> None:
         continuous_batching=config.continuous_batching,
     )
     self.graphs = graphs
+    # Upstream blanks what it has moved to the device; here it was never read, so it goes altogether.
+    self.cpu_model.lm_head = self.cpu_model.model.layers = self.cpu_model.model.norm = None
     insert = config.continuous_batching
     self.decoder_lm_head_for_context.forward = graphs.insert if insert else graphs.context
     self.decoder_lm_head.forward = graphs.decode_each if insert else graphs.decode_one
