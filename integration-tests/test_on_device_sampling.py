@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -157,6 +159,29 @@ def test_the_narrower_top_p_is_served_where_it_is_accepted(launch):
     assert narrow == ids(details(server, max_new_tokens=24))  # only the first is kept
     assert post(server, GENERATE, {"typical_p": 0.5}).status_code == 422
     assert post(server, CHAT, {"top_p": 0.5, "temperature": 0.8}).status_code == 200
+
+
+def test_a_stream_outlives_its_generator(launch):
+    """Where there is a choice, the rest is drawn anew; of one candidate there is none."""
+    slow = ("--backend", "fake", "--on-device-sampling", "--simulated-clock", "0:1=0.01")
+    server = launch(*slow).wait_ready()
+    body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 60, "details": True}}
+
+    def streamed(sent: dict, kill_at: int = 0) -> list[int]:
+        url, got = server.base_url + STREAM, []
+        with httpx.stream("POST", url, json=sent, timeout=120) as response:
+            for event in (json.loads(line[6:]) for line in response.iter_lines() if line):
+                assert "error" not in event, event
+                got.append(event["token"]["id"])
+                if len(got) == kill_at:
+                    os.kill(server.children()["serve_generator"], signal.SIGKILL)
+        return got
+
+    undisturbed = streamed(body)
+    assert len(undisturbed) > 20
+    assert streamed(body, kill_at=10) == undisturbed
+    body["parameters"] |= {"temperature": 3.0, "top_k": 1}
+    assert streamed(body, kill_at=10) == undisturbed
 
 
 def test_the_simulated_clock_goes_around_a_device_that_samples(launch):

@@ -36,8 +36,9 @@ class GenerationRequest:
 
     ``input_ids`` are the prompt followed by the tokens generated so far, so a request is *resumable* on any
     replica: the next token has index ``len(input_ids) - prompt_length`` and its draw depends on nothing but
-    (seed, index). ``max_new_tokens`` counts from here; ``len(input_ids) + max_new_tokens <= T`` and >= 1.
-    ``stop_ids`` end the text (every EOS id of the generation config); empty means ignore EOS.
+    (seed, index), or is a new one where the device draws. ``max_new_tokens`` counts from here;
+    ``len(input_ids) + max_new_tokens <= T`` and >= 1. ``stop_ids`` end the text (every EOS id of the
+    generation config); empty means ignore EOS.
     ``prompt_logprobs`` asks for the log-probability of each prompt token on the first event. ``grammar``
     constrains everything after the prompt. ``traceparent`` (W3C) is the span that this work belongs to.
     """
