@@ -85,7 +85,7 @@ def read_static(root: Path, config: JsonObject) -> StaticFacts | None:
     if path.is_file():
         return _nxd(JsonObject.load(path))
     section = config.object("neuron")
-    return None if section is None else _legacy(section)
+    return None if section is None else _legacy(section, config.text("model_type"))
 
 
 def static_of(values: Mapping[str, Any], where: str) -> StaticFacts:  # Any: JSON
@@ -94,7 +94,11 @@ def static_of(values: Mapping[str, Any], where: str) -> StaticFacts:  # Any: JSO
     Raises ``ModelError`` (rule ``config_corrupt``) that names ``where``.
     """
     entry = JsonObject(values, Path(where))
-    return _nxd(entry) if {"_serialized_key", "tp_degree"} & set(values) else _legacy(entry)
+    return (
+        _nxd(entry)
+        if {"_serialized_key", "tp_degree"} & set(values)
+        else _legacy(entry, entry.text("model_type"))
+    )
 
 
 #: Keys of ``neuron_config.json`` by what writes them; those of images and of chunks are of the
@@ -151,19 +155,25 @@ def _nxd(neuron: JsonObject) -> StaticFacts:
     )
 
 
-def _legacy(neuron: JsonObject) -> StaticFacts:
-    nested = neuron.object("neuron_kwargs") or JsonObject({}, neuron.path)  # optimum-neuron 0.0.11
+#: Families that the legacy generation compiles without continuous batching whatever the batch size.
+_ALWAYS_STATIC = frozenset(("gpt2", "opt", "bloom", "mixtral"))
+
+
+def _legacy(neuron: JsonObject, family: str | None) -> StaticFacts:
+    oldest = neuron.object("neuron_kwargs")  # optimum-neuron 0.0.11, which had no continuous batching
+    nested = oldest or JsonObject({}, neuron.path)
     length = neuron.integer("sequence_length") or nested.integer("n_positions")
     if length is None:
         raise ModelError(f"{neuron.path}: neuron lacks sequence_length", rule="config_corrupt")
     batch = neuron.required("batch_size")
     cores = neuron.integer("num_cores")
+    inserts = batch > 1 and oldest is None and family not in _ALWAYS_STATIC
     return StaticFacts(
         batch_size=batch,
         sequence_length=length,
         max_context_length=length,
         generation="legacy",
-        continuous_batching=neuron.boolean("continuous_batching", batch > 1),
+        continuous_batching=neuron.boolean("continuous_batching", inserts),
         cores=cores,
         dtype=neuron.dtype("auto_cast_type"),
         compiler_version=neuron.text("compiler_version"),

@@ -141,6 +141,22 @@ def test_legacy_of_both_forms_is_read():
 
 
 @pytest.mark.parametrize(
+    ("family", "batch_size", "inserts"),
+    [
+        *(("llama", 4, True), ("mistral", 2, True), ("llama", 1, False)),
+        *(("gpt2", 4, False), ("opt", 4, False), ("bloom", 4, False), ("mixtral", 4, False)),
+    ],
+)
+def test_legacy_inserts_by_family_and_with_more_than_one_slot(family, batch_size, inserts):
+    section = {**LEGACY, "batch_size": batch_size}
+    config = JsonObject({"model_type": family, "neuron": section}, Path("config.json"))
+    found = read_static(Path("/no/such"), config)
+    assert found is not None
+    assert found.continuous_batching is inserts
+    assert not legacy(OLDEST).continuous_batching
+
+
+@pytest.mark.parametrize(
     ("word", "dtype"), [("f32", "float32"), ("f16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")]
 )
 def test_both_spellings_of_a_type_are_one(word, dtype):
