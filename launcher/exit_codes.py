@@ -56,7 +56,7 @@ EXIT_CODES: Mapping[str, ExitCode] = MappingProxyType(
         "port_in_use": ExitCode(30, "another process listens on --port"),
         "address": ExitCode(31, "--hostname and --port cannot be listened on"),
         "socket": ExitCode(32, "a shard socket path cannot be used"),
-        "memory": ExitCode(33, "weights and KV cache do not fit the memory of the host"),
+        "memory": ExitCode(33, "weights and KV cache do not fit the memory of the host or of the cores"),
         "no_neuron_device": ExitCode(34, "no Neuron device can be seen from here"),
         "neuron_driver": ExitCode(35, "driver of the host and runtime of the container do not go together"),
         "neuron_target": ExitCode(36, "the model was compiled for another kind of device"),
@@ -65,7 +65,9 @@ EXIT_CODES: Mapping[str, ExitCode] = MappingProxyType(
         ),
         "export_failed": ExitCode(38, "the model could not be compiled"),
         "generator_start": ExitCode(40, "a generator ended before it was ready"),
-        "generator_lost": ExitCode(41, "a generator ended more often than --max-restarts allows"),
+        "generator_lost": ExitCode(
+            41, "generators ended more often than --max-restarts allows, and none is left"
+        ),
         "device_failed": ExitCode(42, "the device failed before the generator was ready"),
         "router_failed": ExitCode(43, "the router ended"),
     }

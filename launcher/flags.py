@@ -125,8 +125,8 @@ _HONOURED = (
     _uint("max_batch_total_tokens", "B x T; checked, and with max-total-tokens another way to say B.", SHAPE),
     _uint("max_batch_prefill_tokens", "Prompt tokens that may be prefilled between two decode steps, from "
           "max-input-tokens to B x max-input-tokens. Unset: the latter.", SHAPE),
-    _uint("max_concurrent_requests", "Requests inside at one time, running and queued; one more gets 429.",
-          LIMITS, 128),
+    _uint("max_concurrent_requests", "Requests inside at one time, running and queued, of all replicas; one "
+          "more gets 429. Unset: at least one for each slot.", LIMITS, 128),
     _uint("max_best_of", "Largest best_of.", LIMITS, 2),
     _uint("max_stop_sequences", "Largest number of stop sequences.", LIMITS, 4),
     _uint("max_top_n_tokens", "Largest top_n_tokens.", LIMITS, 5),
@@ -154,15 +154,16 @@ _HONOURED = (
           PROCESSES, 90, short="-g"),
     _text("shard_uds_path", "Base path of the generators' unix sockets; -RANK is added. Unset: a private "
           "directory, removed at the end.", PROCESSES),
-    _text("master_shard_uds_path", "Exact path of the first generator's unix socket.", PROCESSES),
-    _uint("max_restarts", "How often generators may be restarted within five minutes before the launcher "
-          "gives up.", PROCESSES, 3),
+    _text("master_shard_uds_path", "Exact path of the unix socket of rank 0.", PROCESSES),
+    _uint("max_restarts", "How often each generator may be restarted within five minutes; after that the "
+          "others serve without it, and without others the launcher gives up.", PROCESSES, 3),
     _uint("num_shard", "Tensor-parallel degree: NeuronCores that one replica spans. A compiled model "
           "fixes it; on CPU it is 1. Unset: what the model was compiled for.", PROCESSES),
     _text("sharded", "true: more than one core for each replica; false: one.", PROCESSES,
           choices=("true", "false")),
     _uint("data_parallel_size", "Replicas: generators that each hold the whole model, with a static batch "
-          "and NeuronCores of their own, behind the one router.", PROCESSES, 1),
+          "and NeuronCores of their own, behind the one router. The flags of the static shape and of "
+          "scheduling are those of each replica.", PROCESSES, 1),
     _switch("json_output", "Log one JSON object per line.", LOGGING),
     _text("otlp_endpoint", "Collector to export traces to, over gRPC: http://HOST:PORT.", LOGGING),
     _text("otlp_service_name", "service.name of the traces.", LOGGING, OTLP_SERVICE_NAME),

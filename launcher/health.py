@@ -1,4 +1,4 @@
-"""Asks the router how it is: ``GET /health``, in a few lines and without an HTTP library."""
+"""Asks the router how it and the generators are, in a few lines and without an HTTP library."""
 
 from __future__ import annotations
 
@@ -35,17 +35,33 @@ def url(hostname: str, port: int) -> str:
 
 
 async def ask(hostname: str, port: int) -> Health:
-    """One probe; never raises for what the other side does."""
+    """``GET /health``; never raises for what the other side does."""
+    status, body = await _get(hostname, port, "/health")
+    return Health(status, _phase(body))
+
+
+async def replica_phases(hostname: str, port: int) -> tuple[str, ...]:
+    """What ``GET /info`` calls each generator, by rank; empty when nobody answers, or nobody of ours."""
+    status, body = await _get(hostname, port, "/info")
     try:
-        return await asyncio.wait_for(_ask(local_address(hostname), port), _TIMEOUT_S)
+        replicas = json.loads(body)["replicas"] if status == 200 else ()
+        return tuple(str(replica["phase"]) for replica in replicas)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return ()
+
+
+async def _get(hostname: str, port: int, path: str) -> tuple[int, bytes]:
+    """Status and body; status 0 when nobody answers in time."""
+    try:
+        return await asyncio.wait_for(_exchange(local_address(hostname), port, path), _TIMEOUT_S)
     except (OSError, asyncio.TimeoutError, ValueError):
-        return Health(0)
+        return 0, b""
 
 
-async def _ask(address: str, port: int) -> Health:
+async def _exchange(address: str, port: int, path: str) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection(address, port)
     try:
-        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
         answer = await reader.read(_MOST_BYTES)
         while chunk := await reader.read(_MOST_BYTES):
@@ -53,7 +69,7 @@ async def _ask(address: str, port: int) -> Health:
     finally:
         writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
-    return Health(int(head.split(b" ", 2)[1]) if b" " in head else 0, _phase(body))
+    return (int(head.split(b" ", 2)[1]) if b" " in head else 0), body
 
 
 def _phase(body: bytes) -> str:

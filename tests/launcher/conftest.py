@@ -23,10 +23,12 @@ import os, signal, socket, sys, time
 words = [w for a in sys.argv for w in a.split("=", 1)]
 path = words[words.index("--uds-path") + 1]
 count = os.environ["COUNT_FILE"]
-with open(count, "a") as f:
-    f.write(f"{os.getpid()}\\n")
-starts = len(open(count).read().split())
-plan = os.environ.get("GENERATOR", "serve").split(",")
+rank = path[-1]
+for name in (count, count + "." + rank):
+    with open(name, "a") as f:
+        f.write(f"{os.getpid()}\\n")
+starts = len(open(count + "." + rank).read().split())
+plan = os.environ.get("GENERATOR_" + rank, os.environ.get("GENERATOR", "serve")).split(",")
 what = plan[min(starts, len(plan)) - 1]
 if what.startswith("exit"):
     print("the last words of the generator", file=sys.stderr)
@@ -42,14 +44,26 @@ s = socket.socket(socket.AF_UNIX)
 s.bind(path)
 s.listen()
 print("generator", os.getpid(), "listens")
+print("its cores", os.environ.get("NEURON_RT_VISIBLE_CORES"), os.environ.get("NEURON_RT_NUM_CORES"))
 while True:
     time.sleep(60)
 """
 _ROUTER = """
-import os, signal, socket, sys, time
-def value(flag):
+import json, os, signal, socket, sys, time
+def values(flag):
     words = [w for a in sys.argv for w in a.split("=", 1)]
-    return words[words.index(flag) + 1]
+    return [words[i + 1] for i, word in enumerate(words) if word == flag]
+def value(flag):
+    return values(flag)[0]
+def phase(rank, path):
+    if os.path.exists(os.environ["COUNT_FILE"] + ".lost." + str(rank)):
+        return "lost"  # to this router, whoever listens there
+    try:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(path)
+        return "ready"
+    except OSError:
+        return "loading"
 mode = os.environ.get("ROUTER", "serve")
 if mode.startswith("exit"):
     print("the last words of the router")
@@ -67,11 +81,14 @@ s.listen()
 print("router", os.getpid(), "key", os.environ.get("NEURON_TGI_API_KEY"))
 while True:
     c, _ = s.accept()
-    c.recv(4096)
-    try:
-        socket.socket(socket.AF_UNIX).connect(value("--shard-uds-paths"))
+    asked = c.recv(4096)
+    phases = [phase(*one) for one in enumerate(values("--shard-uds-paths"))]
+    if asked.startswith(b"GET /info "):
         c.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
-    except OSError:
+        c.sendall(json.dumps({"replicas": [{"phase": p} for p in phases]}).encode())
+    elif "ready" in phases:
+        c.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+    else:
         c.sendall(b'HTTP/1.1 503 Not Ready\\r\\n\\r\\n{"error":"loading","error_type":"unavailable"}')
     c.close()
 """

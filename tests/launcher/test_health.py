@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from launcher.health import Health, ask, url
+from launcher.health import Health, ask, replica_phases, url
 
 
 @asynccontextmanager
@@ -45,6 +45,24 @@ async def answering(data: bytes) -> AsyncIterator[int]:
 async def test_what_is_answered_is_understood(data, health):
     async with answering(data) as port:
         assert await ask("0.0.0.0", port) == health
+
+
+@pytest.mark.parametrize(
+    ("data", "phases"),
+    [
+        (b'HTTP/1.1 200 OK\r\n\r\n{"replicas":[{"phase":"ready"},{"phase":"lost"}]}', ("ready", "lost")),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"replicas":[]}', ()),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"replicas":2}', ()),  # somebody else's /info
+        (b'HTTP/1.1 200 OK\r\n\r\n{"replicas":[{"rank":0}]}', ()),
+        (b"HTTP/1.1 200 OK\r\n\r\n[1]", ()),
+        (b'HTTP/1.1 404 Not Found\r\n\r\n{"replicas":[{"phase":"ready"}]}', ()),
+        (b"HTTP/1.1 200 OK\r\n\r\n{", ()),
+        (b"", ()),
+    ],
+)
+async def test_the_phases_of_the_replicas_are_what_info_says(data, phases):
+    async with answering(data) as port:
+        assert await replica_phases("0.0.0.0", port) == phases
 
 
 async def test_nobody_there_is_status_0():

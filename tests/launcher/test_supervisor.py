@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conformance import OWN_EXIT_STATUS, RESTARTED
-from planning import planned, runs
+from planning import compiled, machine, planned, runs
 
 from launcher.exit_codes import LaunchError
 from launcher.parameters import Value
@@ -29,7 +29,13 @@ class Scene:
         self.lines: list[bytes] = []
         self.env = env
         self.stopping = Stopping()
-        plan = planned(directory=str(self.directory), **{"hostname": "127.0.0.1", "port": 0, **values})
+        model = values.pop("model", None)
+        plan = planned(
+            model,
+            host=machine(),
+            directory=str(self.directory),
+            **{"hostname": "127.0.0.1", "port": 0, "backend": "cpu", **values},
+        )
         self.run = asyncio.create_task(
             Supervisor(plan, env, lambda _, line: self.lines.append(line), self.stopping, programs).run()
         )
@@ -38,6 +44,11 @@ class Scene:
     def generators(self) -> list[int]:
         """The process ids of all generators started, in order."""
         path = Path(self.env["COUNT_FILE"])
+        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+    def generators_of(self, rank: int) -> list[int]:
+        """The same of one rank."""
+        path = Path(f"{self.env['COUNT_FILE']}.{rank}")
         return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
     @property
@@ -219,6 +230,116 @@ async def test_huge_lines_of_a_child_do_not_stop_anything(scene, heard):
         await heard.until("^Ready: ")
         assert "after the huge line" in made.output
         assert made.output.count("x") >= 3_000_000
+
+
+# -- replicas ------------------------------------------------------------------------------------------------
+
+
+async def test_all_replicas_start_and_one_that_is_ready_is_enough(scene, heard, tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    late = {"GENERATOR_1": "late", "GATE": str(tmp_path / "gate")}
+    async with scene(late, data_parallel_size=2) as made:
+        await heard.until(r"^Ready: .*\(2 replicas, each 4 slots of 2048 tokens\)")
+        assert heard.text.count("Starting shard") == 2
+        assert heard.text.count("Shard ready in") == 1
+        await asyncio.to_thread((tmp_path / "gate").write_text, "go")
+        await heard.until("Shard ready in", times=2)
+        made.stopping.ask("SIGTERM")
+        await made.run
+        made.assert_nothing_is_left()
+    assert heard.text.count("Ready: ") == 1
+    assert heard.text.count("shard terminated") == 2
+
+
+async def test_one_dead_replica_is_restarted_and_the_others_are_left_alone(scene, heard):
+    async with scene(data_parallel_size=3) as made:
+        await heard.until("Shard ready in", times=3)
+        os.kill(made.generators_of(1)[0], signal.SIGKILL)
+        await heard.until("Shard ready in", times=4)
+        assert [len(made.generators_of(rank)) for rank in range(3)] == [1, 2, 1]
+        assert all(runs(made.generators_of(rank)[0]) for rank in (0, 2))
+    assert "Restarting shard 1 (1 of --max-restarts 3)" in heard.text
+
+
+async def test_a_replica_that_never_was_ready_ends_everything_though_another_serves(scene, heard, tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    late = {"GENERATOR_1": "late", "GATE": str(tmp_path / "gate")}
+    async with scene(late, data_parallel_size=2) as made:
+        await heard.until("^Ready: ")
+        os.kill(made.generators_of(1)[0], signal.SIGKILL)
+        with pytest.raises(LaunchError, match="shard 1 was killed by signal 9") as caught:
+            await made.run
+        made.assert_nothing_is_left()
+    assert (caught.value.rule, caught.value.kind) == ("generator_start", "ShardCannotStart")
+
+
+async def test_a_replica_whose_restarts_are_used_up_leaves_the_service_to_the_others(scene, heard):
+    async with scene({"GENERATOR_0": "serve,exit4"}, data_parallel_size=2, max_restarts=2) as made:
+        await heard.until("Shard ready in", times=2)
+        os.kill(made.generators_of(0)[0], signal.SIGKILL)
+        await heard.until(
+            r"Shard 0 is down: --max-restarts 2 are used up\. The others serve .* again in (299|300) s"
+        )
+        assert len(made.generators_of(0)) == 3
+        assert not made.run.done()
+        os.kill(made.generators_of(1)[0], signal.SIGKILL)  # its own restarts are all there
+        await heard.until(r"Restarting shard 1 \(1 of --max-restarts 2\)")
+        await heard.until("Shard ready in", times=3)
+        assert len(made.generators_of(0)) == 3
+
+
+async def test_a_replica_that_is_down_is_tried_again_later(scene, heard, monkeypatch):
+    monkeypatch.setattr("launcher.restarts.RESTART_WINDOW_S", 1.0)
+    async with scene({"GENERATOR_0": "serve,exit4,serve"}, data_parallel_size=2, max_restarts=1) as made:
+        await heard.until("Shard ready in", times=2)
+        os.kill(made.generators_of(0)[0], signal.SIGKILL)
+        await heard.until("Shard 0 is down")
+        await heard.until("Shard ready in", times=3)
+        assert len(made.generators_of(0)) == 3
+
+
+async def test_the_launcher_gives_up_when_no_replica_is_left(scene, heard):
+    async with scene(data_parallel_size=2, max_restarts=0) as made:
+        await heard.until("Shard ready in", times=2)
+        os.kill(made.generators_of(1)[0], signal.SIGKILL)
+        await heard.until(r"Shard 1 is down: .*The others serve without it$")
+        os.kill(made.generators_of(0)[0], signal.SIGKILL)
+        with pytest.raises(LaunchError, match=r"shard 0 .* --max-restarts 0 are used up") as caught:
+            await made.run
+        made.assert_nothing_is_left()
+    assert (caught.value.rule, caught.value.kind) == ("generator_lost", "ShardFailed")
+    assert place(heard.lines, "Shard 1 crashed") < place(heard.lines, "Shard 0 crashed")
+
+
+async def test_replicas_that_die_together_are_all_restarted(scene, heard):
+    async with scene(data_parallel_size=2, max_restarts=1) as made:
+        await heard.until("Shard ready in", times=2)
+        for rank in range(2):
+            os.kill(made.generators_of(rank)[0], signal.SIGKILL)
+        await heard.until("Shard ready in", times=4)
+        assert [len(made.generators_of(rank)) for rank in range(2)] == [2, 2]
+
+
+async def test_a_living_generator_that_the_router_has_lost_is_killed_and_restarted(scene, heard, monkeypatch):
+    monkeypatch.setattr("launcher.readiness._LOOK_S", 0.02)
+    async with scene(data_parallel_size=2) as made:
+        await heard.until("Shard ready in", times=2)
+        lost = made.env["COUNT_FILE"] + ".lost.1"
+        os.close(os.open(lost, os.O_CREAT))
+        await heard.until(r"Shard 1 runs, but the router has lost it \(lost\): killing it")
+        os.unlink(lost)
+        await heard.until("Shard ready in", times=3)
+        assert not runs(made.generators_of(1)[0])
+        assert [len(made.generators_of(rank)) for rank in range(2)] == [1, 2]
+
+
+async def test_the_cores_of_a_replica_reach_it_and_no_number_of_cores_beside_them(scene, heard):
+    number = {"NEURON_RT_NUM_CORES": "8", "NEURON_RT_VISIBLE_CORES": "0-7"}
+    values = {"model": compiled(cores=4), "backend": "neuron", "data_parallel_size": 2}
+    async with scene(number, **values) as made:
+        await heard.until("Shard ready in", times=2)
+        assert made.output.count("its cores 0-3 None") == 1
+        assert made.output.count("its cores 4-7 None") == 1
 
 
 # -- stopping ------------------------------------------------------------------------------------------------
