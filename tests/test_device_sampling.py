@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from neuron_server.backend import GREEDY, BackendInfo, DeviceSampling
-from neuron_server.device_sampling import HOST_SAMPLING_EXPORT, check_on_device, device_sampling, refused
+from neuron_server.device_sampling import (
+    _REASONS,
+    HOST_SAMPLING_EXPORT,
+    check_on_device,
+    device_sampling,
+    refused,
+)
 from neuron_server.errors import ValidationError
 from neuron_server.request import SamplingParams
 from neuron_server.shape import StaticShape
@@ -126,3 +133,12 @@ def test_a_backend_with_logits_takes_everything() -> None:
     check_on_device(params, LOGITS)
     with pytest.raises(ValidationError, match="repetition_penalty"):
         check_on_device(params, TOKENS, approximate_top_p=True)
+
+
+@pytest.mark.group(16)
+def test_the_documentation_tells_of_everything_that_is_refused() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "on-device-sampling.md").read_text()
+    rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    internal = {"prompt_logprobs"}  # the generator's word for decoder_input_details
+    assert _REASONS.keys() - internal <= rows
+    assert {"top_k", "top_p"} <= rows

@@ -212,6 +212,7 @@ async def test_a_seed_is_fine_where_nothing_is_drawn(device):
         {"logprobs": None, "top_logprobs": 0, "presence_penalty": -1.0},
         {"tools": [WEATHER], "tool_choice": "none"},
         {"temperature": 0, "top_p": 0.1},
+        {"response_format": {"type": "text"}},
     ],
 )
 async def test_chats_with_neutral_values_are_answered(device, fields):
