@@ -88,9 +88,10 @@ lint: install  ## ruff, mypy and hadolint
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-# Its own protoc: generated code refuses a protobuf older than the protoc that wrote it, and 5.29 is to do.
+# Its own protoc: from 26 on, generated code refuses a protobuf older than the protoc that wrote it, and the generator
+# of the legacy image has protobuf 3.20.
 protos: install  ## regenerate neuron_server/wire/pb from protos/generator.proto
-	@$(BIN)/python -m venv build/protoc && build/protoc/bin/python -m pip install $(QUIET) grpcio-tools==1.71.2
+	@$(BIN)/python -m venv build/protoc && build/protoc/bin/python -m pip install $(QUIET) grpcio-tools==1.62.3 'setuptools<80'
 	build/protoc/bin/python -m grpc_tools.protoc --proto_path=neuron_server/wire/pb=protos \
 	    --python_out=. --pyi_out=. neuron_server/wire/pb/generator.proto
 
