@@ -60,13 +60,17 @@ async def fetch(
     stopping: Stopping,
     *,
     config_only: bool,
+    compiled: bool = False,
     program: Sequence[str] = PROGRAM,
 ) -> Fetched | None:
     """Download ``model_id``, or only what is needed to plan; ``None`` when asked to stop meanwhile.
 
+    ``compiled``: what was compiled for Neuron too, where there is such.
     Raises ``LaunchError`` (rule ``download_failed``).
     """
     argv = [*program, model_id, "--json-output", *(["--config-only"] if config_only else [])]
+    if compiled:
+        argv.append("--compiled")
     if revision := parameters.text("revision"):
         argv += ["--revision", revision]
     if parameters.switch("trust_remote_code"):

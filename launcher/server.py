@@ -1,7 +1,9 @@
-"""``text-generation-server download-weights``: fill the cache before a machine is offline, or into an image.
+"""``text-generation-server``: ``download-weights`` and ``export``.
 
-The verb and its flags are those of TGI's program of that name. Its other verb, ``serve``, is not offered:
-it would start a shard for TGI's own router, which this project's generator does not speak to.
+The former and its flags are those of TGI's program of that name: fill the cache before a machine is offline,
+or into an image. ``export`` compiles for Neuron (``launcher/export_command.py``). TGI's other verb,
+``serve``, is not offered: it would start a shard for TGI's own router, which this project's generator does
+not speak to.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from argparse import BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher import export_command
 from launcher.download import PROGRAM, is_local
 from launcher.environment import hub_environment
-from launcher.exit_codes import exit_code
-from neuron_server.errors import ModelError
+from launcher.exit_codes import LaunchError, exit_code
+from launcher.export_command import ExportOptions
+from neuron_server.errors import ConfigError, ModelError
 
 _SERVE = """text-generation-server serve is not offered: TGI's router talks to its shards in TGI's own gRPC
 protocol, and the generator of this project has another one. text-generation-launcher starts generator and
@@ -36,6 +40,9 @@ class Command:
 def command(arguments: Sequence[str], environ: Mapping[str, str]) -> Command:
     """The download that was asked for; ends with a usage text when that cannot be read.
 
+    What was compiled for Neuron is fetched with its graphs, and with the weights of the model that it was
+    compiled of where it has none.
+
     Raises ``ModelError`` (rule ``model_missing``) for what is neither a directory nor a hub id.
     """
     args = _parser().parse_args(list(arguments))
@@ -50,7 +57,7 @@ def command(arguments: Sequence[str], environ: Mapping[str, str]) -> Command:
     ]
     if is_local(args.model_id) and args.revision:
         warnings.append("--revision has no effect on a local directory")
-    argv = [*PROGRAM, args.model_id]
+    argv = [*PROGRAM, args.model_id, "--compiled"]
     argv += [f"--revision={args.revision}"] if args.revision else []
     argv += [flag for flag, on in (("--trust-remote-code", args.trust_remote_code),
                                    ("--json-output", args.json_output)) if on]  # fmt: skip
@@ -72,18 +79,27 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--extension", default=".safetensors", help="accepted without effect")
     download.add_argument("--auto-convert", action=BooleanOptionalAction, help="accepted without effect")
     download.add_argument("--merge-lora", action=BooleanOptionalAction, help="accepted without effect")
+    exporting = verbs.add_parser("export", help="compile a model for Neuron into a directory")
+    export_command.add_arguments(exporting)
     return parser
 
 
+def parse_export(arguments: Sequence[str]) -> ExportOptions:
+    """The options of ``export``; ends with a usage text when they cannot be read."""
+    return export_command.parse_options(_parser().parse_args(["export", *arguments]))
+
+
 def main() -> None:
-    """The console entry point: become the download."""
+    """The console entry point: become the download, or export."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["serve"]:
         sys.stderr.write(_SERVE)
         sys.exit(2)
     try:
+        if arguments[:1] == ["export"]:
+            sys.exit(export_command.run(parse_export(arguments[1:]), os.environ))
         made = command(arguments, os.environ)
-    except ModelError as error:
+    except (ConfigError, ModelError, LaunchError) as error:
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(exit_code(error.rule))
     for warning in made.warnings:

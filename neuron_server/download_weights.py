@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.revision,
             config_only=args.config_only,
             trust_remote_code=args.trust_remote_code,
+            compiled=args.compiled,
         )
     except ModelError as error:
         sys.stderr.write(f"Error: {error}\n")
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="branch, tag or commit; default main")
     parser.add_argument("--config-only", action="store_true", help="all but the weights")
     parser.add_argument("--trust-remote-code", action="store_true", help="fetch the model's own code too")
+    parser.add_argument("--compiled", action="store_true", help="what was compiled for Neuron too")
     parser.add_argument("--json-output", action="store_true", help="log as JSON lines")
     return parser
 

@@ -22,7 +22,7 @@ MODULES = sorted(
     for path in (ROOT / package).rglob("*.py")
     if GENERATED not in path.parents
 )
-PROGRAMS = {"serve_generator", "serve_router", "download_weights"}
+PROGRAMS = {"serve_generator", "serve_router", "download_weights", "export_model"}
 PACKAGES = {"engine", "backends", "text", "wire", "router"}
 #: Modules beside rank 0 that only the programs use: what ``tracing`` promises, made with OpenTelemetry.
 EDGES = {"otlp"}
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "serve_generator": {"engine", "backends", "text", "wire", "otlp"},
     "serve_router": {"router", "text", "wire", "otlp"},
     "download_weights": {"backends"},
+    "export_model": {"backends"},
     "launcher": set(),
 }
 

@@ -7,10 +7,11 @@ download. Weights are safetensors only; a pickle is never fetched, because loadi
 from __future__ import annotations
 
 import errno
+import fnmatch
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,7 +31,9 @@ from huggingface_hub.errors import (
 )
 
 from neuron_server.backends.download import download_file, megabytes
+from neuron_server.compiled_model import StaticFacts, lacks_weights, read_static
 from neuron_server.errors import ModelError
+from neuron_server.json_object import JsonObject
 from neuron_server.weights import INDEX, SINGLE
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ logger = logging.getLogger(__name__)
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "tokenizer*")
 #: A hub that is slow to say what it knows does not hold up the start.
 _ASK_S = 10.0
+#: What optimum-neuron stores beside the configuration: graphs, and weights in one of three places.
+_COMPILED_FILES = ("model.pt", "model_*.pt", "compiled/*", "checkpoint/*", "model*.safetensors")
 _NEVER = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx")
 
 
@@ -63,21 +68,35 @@ class _About:
 
 
 def find(
-    model_id: str, revision: str | None = None, *, config_only: bool = False, trust_remote_code: bool = False
+    model_id: str,
+    revision: str | None = None,
+    *,
+    config_only: bool = False,
+    trust_remote_code: bool = False,
+    compiled: bool = False,
 ) -> Checkpoint:
     """The model ``model_id``, a local directory or a hub id; what the hub's cache holds is not fetched again.
+
+    ``compiled``: of a model that was compiled for Neuron, fetch the graphs too, and the weights from where
+    its configuration says that they are; else only weights that lie beside the configuration.
 
     Raises ``ModelError`` (``model_missing``: no such model, revision or ``config.json``; ``weights_missing``:
     no safetensors; ``download_failed``: anything else) that names the id, the revision and the cause.
     """
     if Path(model_id).is_dir():
+        if compiled and not config_only:
+            _fetch_checkpoint(Path(model_id))
         return Checkpoint(Path(model_id).resolve())
     path = _fetch_config(model_id, revision, trust_remote_code=trust_remote_code)
     commit = path.name
     if config_only:
         return Checkpoint(path, commit)
     about = _ask_about(model_id, commit)
-    _fetch_weights(model_id, commit, path, about.sizes)
+    if compiled and _static(path) is not None:
+        _fetch_files(model_id, commit, path, _compiled_names(about.sizes), about.sizes)
+        _fetch_checkpoint(path)
+    else:
+        _fetch_files(model_id, commit, path, _weight_names(path), about.sizes)
     return Checkpoint(path, commit, about.pipeline_tag)
 
 
@@ -109,9 +128,31 @@ def _fetch_config(model_id: str, revision: str | None, *, trust_remote_code: boo
     return path
 
 
-def _fetch_weights(model_id: str, commit: str, directory: Path, sizes: Mapping[str, int]) -> None:
+def _static(path: Path) -> StaticFacts | None:
+    return (
+        read_static(path, JsonObject.load(path / "config.json")) if (path / "config.json").is_file() else None
+    )
+
+
+def _compiled_names(sizes: Mapping[str, int]) -> list[str]:
+    """Graphs and weights of a compiled model among the hub's files; none where the hub did not answer."""
+    wanted = (n for n in sizes if any(fnmatch.fnmatchcase(n, pattern) for pattern in _COMPILED_FILES))
+    return sorted(name for name in wanted if not name.endswith(".bin"))
+
+
+def _fetch_checkpoint(path: Path) -> None:
+    """The weights of a compiled model that has none of its own, from the model it was compiled of."""
+    static = _static(path)
+    if static is not None and static.checkpoint_id is not None and lacks_weights(path):
+        logger.info("Its weights are those of %s", _name(static.checkpoint_id, static.checkpoint_revision))
+        find(static.checkpoint_id, static.checkpoint_revision)
+
+
+def _fetch_files(
+    model_id: str, commit: str, directory: Path, wanted: Sequence[str], sizes: Mapping[str, int]
+) -> None:
     """The lines are those of TGI's download, so that whoever watches for them finds them."""
-    names = [name for name in _weight_names(directory) if not (directory / name).exists()]
+    names = [name for name in wanted if not (directory / name).exists()]
     if not names:
         logger.info("Files are already present on the host. Skipping download.")
     started = time.monotonic()

@@ -65,7 +65,7 @@ def test_a_hub_that_does_not_tell_sizes_and_tags_is_enough(hub: Hub, monkeypatch
 
     path = find("org/model", config_only=True).path
     monkeypatch.setattr(checkpoint.HfApi, "model_info", silent)
-    checkpoint._fetch_weights("org/model", path.name, path, {})
+    checkpoint._fetch_files("org/model", path.name, path, [checkpoint.SINGLE], {})
     assert weights_of(path) == WEIGHTS
     assert checkpoint._ask_about("org/model", path.name).pipeline_tag is None
 

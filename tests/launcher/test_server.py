@@ -37,7 +37,14 @@ def test_the_command_line_that_tgis_launcher_writes_is_taken_with_one_warning():
         ],
         {},
     )
-    assert made.argv == (*PROGRAM, "org/model", "--revision=v1", "--trust-remote-code", "--json-output")
+    assert made.argv == (
+        *PROGRAM,
+        "org/model",
+        "--compiled",
+        "--revision=v1",
+        "--trust-remote-code",
+        "--json-output",
+    )
     assert made.env["LOG_LEVEL"] == "WARN"
     (warning,) = made.warnings
     assert warning.startswith("--merge-lora has no effect: ")
