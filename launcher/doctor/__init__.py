@@ -1,0 +1,1 @@
+"""``text-generation-launcher doctor``: what here keeps a model from being served."""
