@@ -192,33 +192,22 @@ def check_versions(path: str, static: StaticFacts) -> None:
         )
 
 
-#: Words of upstream's message -> (rule, what to do). In this order.
+_DOCTOR = "text-generation-launcher doctor says what it sees of the device, its driver and its runtime"
+
+#: Words of upstream's message -> (rule, what to do); the first that occurs counts.
 _REMEDIES: tuple[tuple[str, str, str], ...] = (
-    ("optimum-neuron version", "neuron_version", _COMPILE),
-    ("neuronxcc compiler", "neuron_version", _COMPILE),
     (
-        "unexpected keyword argument",
-        "neuron_version",
-        f"another release wrote its neuron_config.json: {_COMPILE}",
+        "missing mandatory",
+        "config_corrupt",
+        f"its neuron_config.json is not what an export writes: {_COMPILE}",
     ),
-    (
-        "instance type",
-        "neuron_target",
-        "compile it for this kind of instance, or run it on the kind it names",
-    ),
-    ("No Neuron device", "no_neuron_device", "text-generation-server doctor says what it sees of the device"),
+    ("unexpected keyword", "neuron_version", f"another release wrote its neuron_config.json: {_COMPILE}"),
+    ("No Neuron device", "no_neuron_device", _DOCTOR),
     ("Neuron cores", "neuron_cores", "choose an instance with more, or compile with a smaller tp_degree"),
-    (
-        "Neuron Runtime could not",
-        "neuron_driver",
-        "text-generation-server doctor compares driver and runtime",
-    ),
-    ("nrt_init", "neuron_driver", "text-generation-server doctor compares driver and runtime"),
-    (
-        "Checkpoint file not found",
-        "weights_missing",
-        "its files name no checkpoint to fetch the weights from",
-    ),
+    ("instance type", "neuron_target", "compile it for this kind of instance, or run it on the other"),
+    ("Neuron Runtime could not", "neuron_driver", _DOCTOR),
+    ("nrt_init", "neuron_driver", _DOCTOR),
+    ("Checkpoint file not found", "weights_missing", "its files name no checkpoint to fetch weights from"),
 )
 
 

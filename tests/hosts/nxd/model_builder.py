@@ -1,7 +1,8 @@
 """The part of a compiler: what takes graphs and example inputs, and gives back one callable.
 
-``ModelBuilder`` has the interface of neuronx-distributed's as optimum-neuron uses it, and "compiles" by keeping
-the modules: what runs is upstream's graph source, on CPU, in the order and with the aliases it asks for.
+``ModelBuilder`` has the interface of neuronx-distributed's as optimum-neuron uses it, and "compiles" by
+keeping the modules: what runs is upstream's graph source, on CPU, in the order and with the aliases it asks
+for.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from contract.subject import Wanted
 from hosts.nxd import subject, upstream
 
@@ -19,7 +21,7 @@ def main() -> None:
             backend = subject.make(Wanted(StaticShape(2, 8), 4, mode, output))
             backend.prefill([PrefillRow(0, [1, 2])])
             backend.decode([DecodeRow(0, 3, 2)])
-    print("\n".join(sorted(upstream.stand_in().handed_out)))
+    sys.stdout.writelines(f"{name}\n" for name in sorted(upstream.stand_in().handed_out))
 
 
 if __name__ == "__main__":

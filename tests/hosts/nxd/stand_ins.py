@@ -124,6 +124,9 @@ DEFINED: dict[str, dict[str, Any]] = {
     "neuronx_distributed.parallel_layers.pad": {"get_number_of_extra_heads": missing_to_multiple},
     "neuronx_distributed.operators.argmax": {"argmax": argmax},
     "neuronx_distributed.operators.topk": {"topk": topk},
+    "neuronx_distributed.trace.hlo_utils": {
+        "NXD_LAYOUT_TRANSFORMATION_OPTIONS": "NXD_LAYOUT_TRANSFORMATION_OPTIONS",  # a variable's name
+    },
     "neuronx_distributed.trace.model_builder": {
         "BaseModelInstance": BaseModelInstance,
         "ModelBuilder": ModelBuilder,

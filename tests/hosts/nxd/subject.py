@@ -1,7 +1,7 @@
 """The NxD generation as subjects of the contract tests: the product's own ``load``, on upstream's own code.
 
-Only what AWS ships is stood in for. It is optimum-neuron's host code and graph source, executed on CPU; it says
-nothing about the compiler, the runtime or the arithmetic of a device.
+Only what AWS ships is stood in for. It is optimum-neuron's host code and graph source, executed on CPU; it
+says nothing about the compiler, the runtime or the arithmetic of a device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tiny model of the contract as transformers has it, and its directory as if compiled by optimum-neuron."""
+"""The tiny model of the contract in transformers, and its directory as optimum-neuron would leave it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from contract.subject import Wanted
 from hosts.nxd import upstream
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from neuron_server.shape import StaticShape
 
 V = 64
 
@@ -35,19 +38,32 @@ def alone(tokens: list[int]) -> np.ndarray:
 
 
 @cache
-def _weights() -> TemporaryDirectory[str]:
-    """Lives as long as the process."""
+def _checkpoint() -> TemporaryDirectory[str]:
+    """The plain model, and beside it its weights for one core; lives as long as the process."""
     directory: TemporaryDirectory[str] = TemporaryDirectory()
     reference().save_pretrained(directory.name)
+    neuron_config = _neuron_config(Wanted(StaticShape(2, 8), 4))
+    sharded = str(Path(directory.name) / "checkpoint")
+    upstream.shard_weights(directory.name, sharded, reference().config, neuron_config)
     return directory
 
 
-def write_model(directory: Path, wanted: Wanted, **keys: object) -> None:
+def write_model(directory: Path, wanted: Wanted, *, sharded: bool = True, **keys: object) -> None:
     """What an export leaves behind; ``model.pt`` is empty, for ``fake_device`` builds its graphs anew.
 
+    ``sharded``: with the weights of each core, as an export of a local model has them; else the plain ones.
     ``keys`` are further parameters of the neuron config.
     """
-    neuron_config = upstream.config_class()(
+    _neuron_config(wanted, **keys).save_pretrained(str(directory))
+    (directory / "model.pt").touch()
+    left_out = "model.safetensors" if sharded else "checkpoint"
+    for file in Path(_checkpoint().name).iterdir():
+        if file.name != left_out:
+            (directory / file.name).symlink_to(file)
+
+
+def _neuron_config(wanted: Wanted, **keys: object) -> Any:
+    return upstream.config_class()(
         **{
             "batch_size": wanted.shape.batch_size,
             "sequence_length": wanted.shape.max_length,
@@ -61,10 +77,6 @@ def write_model(directory: Path, wanted: Wanted, **keys: object) -> None:
             **keys,
         }
     )
-    neuron_config.save_pretrained(str(directory))
-    (directory / "model.pt").touch()
-    for file in Path(_weights().name).iterdir():
-        (directory / file.name).symlink_to(file)
 
 
 def written_config(wanted: Wanted) -> Mapping[str, object]:

@@ -59,6 +59,22 @@ def compile_graphs(kind: Any, config: Any, neuron_config: Any) -> CompiledModel:
     return pretrained.get_builder(neuron_config, graphs).trace(initialize_model_weights=False)
 
 
+def shard_weights(source: str, destination: str, config: Any, neuron_config: Any) -> None:
+    """Write the weights of each core as an export of a local model does, below ``destination``."""
+    model = new_model(model_class(config.model_type), config, neuron_config)
+    model.shard_checkpoint(src_path=source, dest_path=destination)
+
+
+def new_model(kind: Any, config: Any, neuron_config: Any) -> Any:
+    """A model around graphs without weights."""
+    traced = compile_graphs(kind, config, neuron_config)
+    if installed() == "0.3.0":
+        wrappers = kind.create_model_wrappers(kind._model_cls, config, neuron_config)
+        return kind(config, neuron_config, traced, *wrappers)
+    builders = kind.create_graph_builders(config, neuron_config)
+    return kind(config=config, neuron_config=neuron_config, traced_model=traced, graph_builders=builders)
+
+
 def _load_compiled(path: str) -> CompiledModel:
     """In place of ``torch.jit.load``: the graphs of the configuration that lies beside ``model.pt``."""
     directory = Path(path).parent
@@ -86,9 +102,9 @@ def fake_device(instance_type: str = "trn1", cores: int = 2) -> Iterator[list[Co
     patches = [mock.patch.object(torch.jit, "load", load)]
     if hasattr(pretrained, "current_instance_type"):
         patches += [
-            mock.patch.object(pretrained, "current_instance_type", lambda: instance_type),
-            mock.patch.object(pretrained, "get_available_cores", lambda: cores),
-            mock.patch.object(pretrained, "get_neuron_device_memory", lambda: "not measured"),
+            mock.patch.object(pretrained, "current_instance_type", return_value=instance_type),
+            mock.patch.object(pretrained, "get_available_cores", return_value=cores),
+            mock.patch.object(pretrained, "get_neuron_device_memory", return_value="unknown"),
         ]
     with ExitStack() as stack:
         for patch in patches:
