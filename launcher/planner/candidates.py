@@ -148,4 +148,5 @@ def gigabytes(count: float) -> str:
 
 def gibibytes(count: float) -> str:
     """Bytes of host memory, as the instances are described."""
-    return f"{count / 2**30:.0f} GiB"
+    size = count / 2**30
+    return f"{size:.1f} GiB" if size < 100 and size % 1 else f"{size:.0f} GiB"

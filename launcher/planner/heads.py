@@ -25,8 +25,8 @@ def split_heads(heads: int, kv_heads: int, tensor_parallel: int) -> HeadSplit:
     notes = []
     if padded != heads:
         notes.append(
-            f"{heads} attention heads are padded to {padded}, which {tensor_parallel} cores divide (the rule of "
-            "optimum-neuron's source; not verified on a device by this project)"
+            f"{heads} attention heads are padded to {padded}, which {tensor_parallel} cores divide (the "
+            "rule of optimum-neuron's source; not verified on a device by this project)"
         )
     cached = kv_heads
     if heads == kv_heads:
