@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from contract.checked_batch import Alone, Batch
 from contract.subject import Subject
+from contract.twins import Twins
 from contract.world import World
 
 from neuron_server.backend import Backend
@@ -45,3 +46,19 @@ def batch(backend: Backend, alone: Alone) -> Iterator[Batch]:
     yield batch
     for slot in batch.texts:
         batch.check(slot)
+
+
+@pytest.fixture
+def twins(world: World) -> Iterator[Twins]:
+    """Slots 1 and 2 live. In the end both say the same, to the bit, and what the texts say alone."""
+    backends = [world.make(), world.make()]
+    twins = Twins(*(Batch(backend, world.subject.alone) for backend in backends))
+    twins.both(lambda batch: batch.add((1, 3), (2, 4)))
+    yield twins
+    twins.both(lambda batch: batch.step())
+    twins.both(lambda batch: batch.add((0, 5)))
+    twins.both(lambda batch: batch.step())
+    twins.compare()
+    twins.first.free(*twins.first.texts)
+    for backend in backends:
+        backend.close()

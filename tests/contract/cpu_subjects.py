@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 import torch
-from contract.subject import Subject, Wanted
+from contract.subject import GraphCall, Subject, Wanted
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from neuron_server.backend import Backend, DecodeRow
+from neuron_server.backend import Backend, DecodeRow, DeviceSampling, PrefillMode
 from neuron_server.backends.causal_lm import CausalLM
 from neuron_server.backends.cpu import CpuBackend
 from neuron_server.backends.fake import FakeBackend
+from neuron_server.backends.on_device import MAX_TOP_K, OnDeviceSampling, choose
 from neuron_server.shape import StaticShape
 
 V = 64
@@ -24,8 +26,27 @@ _PROPORTIONAL = "computes only what is needed, so its shapes follow the requests
 _NO_UPSTREAM = "no upstream code"
 _HOST_SAMPLING = "hands over logits: sampling is the engine's"
 _NO_CHUNKS = "chunked prefill exists only after optimum-neuron 0.4.5"
-_LOGITS_ONLY = dict.fromkeys(range(12, 17), _HOST_SAMPLING)
-_ALWAYS = {10: _NO_CHUNKS, 25: _NO_UPSTREAM, 26: _NO_UPSTREAM}
+_NO_MODEL = "has no model whose calls could be seen"
+
+#: What the model's forward was given, the newest last.
+_CALLS: deque[GraphCall] = deque(maxlen=1000)
+
+
+def _log(module: torch.nn.Module, args: tuple[object, ...], given: Mapping[str, object]) -> None:
+    if given.get("past_key_values") is None:
+        return  # the oracle, a forward without cache
+    inputs = {
+        name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in given.items()
+        if isinstance(value, torch.Tensor)
+    }
+    _CALLS.append(GraphCall("decode" if inputs["input_ids"][0][1] == 1 else "prefill", inputs))
+
+
+def _drain(backend: Backend) -> list[GraphCall]:
+    calls = list(_CALLS)
+    _CALLS.clear()
+    return calls
 
 
 @cache
@@ -37,7 +58,9 @@ def _lm() -> CausalLM:
         num_key_value_heads=2, max_position_embeddings=POSITIONS, initializer_range=0.4,
         tie_word_embeddings=False,
     )  # fmt: skip
-    return CausalLM(LlamaForCausalLM(config).eval())
+    model = LlamaForCausalLM(config)
+    model.register_forward_pre_hook(_log, with_kwargs=True)
+    return CausalLM(model)
 
 
 def _alone(tokens: list[int]) -> np.ndarray:
@@ -71,29 +94,44 @@ def _cpu(*, strict: bool, poison: bool) -> Callable[[Wanted], Backend]:
     return make
 
 
-def _logits_subject(name: str, make: Callable[[Wanted], Backend], column: str, **options: object) -> Subject:
-    defaults = {"alone": _alone, "not_applicable": _ALWAYS | _LOGITS_ONLY}
-    return Subject(name, ("insert", "rebuild"), ("logits",), make, column=column, **(defaults | options))
+def _tokens(wanted: Wanted) -> Backend:
+    strict = _cpu(strict=True, poison=True)(wanted)
+    if wanted.output == "logits":
+        return strict
+    return OnDeviceSampling(strict, max_top_k=wanted.max_top_k, seed=1)
 
 
-_FAST = _ALWAYS | _LOGITS_ONLY | {17: _PROPORTIONAL}
+def _draw(logits: np.ndarray, rows: Sequence[DeviceSampling]) -> np.ndarray:
+    return choose(logits, rows, MAX_TOP_K, np.random.default_rng(1))
+
+
+_NO_UPSTREAM_CODE = {10: _NO_CHUNKS, 25: _NO_UPSTREAM, 26: _NO_UPSTREAM}
+_LOGITS_ONLY = _NO_UPSTREAM_CODE | dict.fromkeys(range(12, 17), _HOST_SAMPLING)
+_FAST = _LOGITS_ONLY | {17: _PROPORTIONAL}
+_FAKE = _LOGITS_ONLY | {17: _NO_MODEL, 18: _NO_MODEL}
+_BOTH: tuple[PrefillMode, PrefillMode] = ("insert", "rebuild")
+
+
+def _fake_subject(name: str, *, poison: bool) -> Subject:
+    return Subject(name, _BOTH, ("logits",), _fake(poison), _fake_alone, None, _FAKE, column="fake")
+
+
+def _cpu_subject(name: str, *, strict: bool, poison: bool) -> Subject:
+    make = _cpu(strict=strict, poison=poison)
+    reasons = _LOGITS_ONLY if strict else _FAST
+    column = "cpu-strict" if strict else "cpu-fast"
+    return Subject(name, _BOTH, ("logits",), make, _alone, _drain, reasons, column=column, bitwise=strict)
+
 
 SUBJECTS: Mapping[str, Subject] = {
     subject.name: subject
     for subject in (
-        _logits_subject("fake", _fake(poison=False), "", alone=_fake_alone),
-        _logits_subject("fake-poison", _fake(poison=True), "", alone=_fake_alone),
-        _logits_subject(
-            "cpu-fast", _cpu(strict=False, poison=False), "cpu-fast", bitwise=False, not_applicable=_FAST
-        ),
-        _logits_subject(
-            "cpu-fast-poison",
-            _cpu(strict=False, poison=True),
-            "cpu-fast",
-            bitwise=False,
-            not_applicable=_FAST,
-        ),
-        _logits_subject("cpu-strict", _cpu(strict=True, poison=True), "cpu-strict"),
-        _logits_subject("cpu-strict-clean", _cpu(strict=True, poison=False), "cpu-strict"),
+        _fake_subject("fake", poison=False),
+        _fake_subject("fake-poison", poison=True),
+        _cpu_subject("cpu-fast", strict=False, poison=False),
+        _cpu_subject("cpu-fast-poison", strict=False, poison=True),
+        _cpu_subject("cpu-strict", strict=True, poison=True),
+        _cpu_subject("cpu-strict-clean", strict=True, poison=False),
+        Subject("tokens", _BOTH, ("tokens",), _tokens, _alone, _drain, _NO_UPSTREAM_CODE, draw=_draw),
     )
 }

@@ -1,9 +1,10 @@
 """The contract matrix as a plugin of pytest: subjects, marks, and what each run showed.
 
-``--subject NAME`` (several times, or with commas) chooses the subjects; without it all run that need no
-environment of their own. A test that asks for the fixture ``world`` (by way of ``backend`` or ``batch``) runs
-once for each subject, mode and output that it applies to. ``@pytest.mark.group(3)`` says which groups of
-``groups.GROUPS`` it shows; ``@pytest.mark.only(mode="rebuild", output="tokens")`` limits where it runs.
+``--subject NAME`` (several times, or with commas) chooses the columns whose subjects run; without it all run
+that need no environment of their own. A test that asks for the fixture ``world`` (by way of ``backend`` or
+``batch``) runs once for each subject, mode and output that it applies to. ``@pytest.mark.group(3)`` says
+which of ``groups.GROUPS`` it shows; ``@pytest.mark.only(mode="rebuild", output="tokens")`` limits where,
+and ``only(once=True)`` to one world of each subject.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 from contract.groups import GROUPS
 from contract.results import ROOT, Recorder
 from contract.subject import Subject
-from contract.subjects import DEFAULT, PLACES, load_subject
+from contract.subjects import DEFAULT, PLACES, load_subjects
 from contract.world import World
 
 RECORDER = pytest.StashKey[Recorder]()
@@ -25,13 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=None,
         metavar="NAME",
-        help=f"subject of the contract tests, one of {', '.join(PLACES)} (default: {', '.join(DEFAULT)})",
+        help=f"column of the contract tests, one of {', '.join(PLACES)} (default: {', '.join(DEFAULT)})",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "group(*numbers): shows these groups of the contract of backends")
-    config.addinivalue_line("markers", "only(mode=None, output=None): limits a contract test to these worlds")
+    config.addinivalue_line("markers", "only(mode=None, output=None, once=False): limits a contract test")
     asked = [name for value in config.getoption("--subject") or DEFAULT for name in value.split(",")]
     for name in asked:
         if name not in PLACES:
@@ -43,7 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _subjects(config: pytest.Config) -> list[Subject]:
     """Loaded when the first contract test is collected, so that other runs import nothing for them."""
     if SUBJECTS not in config.stash:
-        config.stash[SUBJECTS] = [load_subject(name) for name in config.stash[RECORDER].asked]
+        asked = config.stash[RECORDER].asked
+        config.stash[SUBJECTS] = [subject for name in asked for subject in load_subjects(name)]
         config.stash[RECORDER].subjects = config.stash[SUBJECTS]
     return config.stash[SUBJECTS]
 
@@ -63,6 +65,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for output in subject.outputs
         if mode == only.get("mode", mode) and output == only.get("output", output)
     ]
+    if only.get("once"):
+        worlds = list({world.subject.name: world for world in worlds}.values())
     metafunc.parametrize("world", worlds, ids=str)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from contract.subject import Subject
+from contract.subjects import column_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build" / "contract"
@@ -54,8 +55,7 @@ class Recorder:
         result = {"subject": name or EVERY, "groups": groups}
         if subject is not None:
             reasons = {str(number): why for number, why in sorted(subject.not_applicable.items())}
-            result |= {"column": subject.name if subject.column is None else subject.column}
-            result |= {"not_applicable": reasons}
+            result |= {"column": column_of(subject), "not_applicable": reasons}
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{name or EVERY}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")

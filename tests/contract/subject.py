@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from neuron_server.backend import Backend, OutputKind, PrefillMode
+from neuron_server.backend import Backend, DeviceSampling, OutputKind, PrefillMode
 from neuron_server.shape import StaticShape
 
 
@@ -47,15 +47,15 @@ class Subject:
     drains the log of the compiled callable since the last time, where there is one. ``not_applicable`` says
     for a group of ``groups.GROUPS`` why it cannot run here.
 
-    ``column``: where its results count, if not under its own name; the empty text for nowhere. ``bitwise``:
-    whether a row's logits keep every bit whatever its company (the shapes are static), or are only close.
-    ``vocab_size``: of the model that it serves. ``shared_column``: a static batch whose slots share one step
-    counter, so that capacity ends for all at once.
+    ``column``: where its results count, if not under its own name. ``bitwise``: whether a row's logits keep
+    every bit whatever its company (the shapes are static), or are only close. ``shared_column``: a static
+    batch whose slots share one step counter, so that capacity ends for all at once.
 
-    ``drift``: one line for each attribute or keyword that our adapter uses and the installed upstream
-    release lacks; nothing when all are there. ``placeholders``: names that the stand-ins fill in, and those
-    recorded for the installed version. ``written_config``: the ``neuron_config.json`` that the installed
-    release itself writes for these values.
+    ``draw``: the sampler of a device that hands over tokens, alone: logits (n, V) and a row for each ->
+    tokens (n,). ``drift``: one line for each attribute or keyword that our adapter uses and the installed
+    upstream release lacks; nothing when all are there. ``placeholders``: names that the stand-ins fill in,
+    and those recorded for the installed version. ``written_config``: the ``neuron_config.json`` that the
+    installed release itself writes for these values.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Subject:
     not_applicable: Mapping[int, str] = field(default_factory=dict)
     column: str | None = None
     bitwise: bool = True
-    vocab_size: int = 64
     shared_column: bool = False
+    draw: Callable[[np.ndarray, Sequence[DeviceSampling]], np.ndarray] | None = None
     drift: Callable[[], Sequence[str]] | None = None
     placeholders: Callable[[], tuple[Collection[str], Collection[str]]] | None = None
     written_config: Callable[[Wanted], Mapping[str, object]] | None = None

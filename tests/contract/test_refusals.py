@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 from conformance import NO_SHARD_RPC
-from contract.checked_batch import Batch
-from contract.world import B, C, T, World
+from contract.twins import Twins
+from contract.world import B, C, T
 
 from neuron_server import errors
 from neuron_server.backend import Backend, DecodeRow, PrefillRow
@@ -63,36 +60,6 @@ REFUSED_RELEASES: list[tuple[list[int], Any]] = [
     ([B], errors.SlotOutOfRangeError),
     ([-1], errors.SlotOutOfRangeError),
 ]
-
-
-@dataclass
-class Twins:
-    """Two batches that were told the same; only the first one's backend is told something wrong."""
-
-    first: Batch
-    second: Batch
-
-    def both(self, work: Any) -> None:
-        for batch in (self.first, self.second):
-            work(batch)
-
-
-@pytest.fixture
-def twins(world: World) -> Iterator[Twins]:
-    """Slots 1 and 2 live. In the end both say the same, to the bit, and what the texts say alone."""
-    backends = [world.make(), world.make()]
-    twins = Twins(*(Batch(backend, world.subject.alone) for backend in backends))
-    twins.both(lambda batch: batch.add((1, 3), (2, 4)))
-    yield twins
-    twins.both(lambda batch: batch.step())
-    twins.both(lambda batch: batch.add((0, 5)))
-    twins.both(lambda batch: batch.step())
-    for slot, outputs in twins.first.seen.items():
-        for length, row in outputs.items():
-            np.testing.assert_array_equal(row, twins.second.seen[slot][length])
-    twins.first.free(*twins.first.texts)
-    for backend in backends:
-        backend.close()
 
 
 def _refused(call: Any, rows: Any, error: Any) -> None:

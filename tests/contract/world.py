@@ -13,15 +13,15 @@ from neuron_server.shape import StaticShape
 B, T, C = 4, 32, 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class World:
-    """``str`` of it is the id of the test's parameter."""
+    """Its text is the id of the test's parameter."""
 
     subject: Subject
     mode: PrefillMode
     output: OutputKind
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.subject.name}-{self.mode}-{self.output}"
 
     def make(
