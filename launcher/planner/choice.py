@@ -22,10 +22,12 @@ def choose(
     Differences below the accuracy of the prediction decide nothing: among those, a predicted figure goes
     before an extrapolated one, then more cores per replica (a shorter time to first token), then fewer slots.
     """
+    alone = "the only configuration that was asked for" if len(candidates) == 1 else ""
     for verdict in (Verdict.FITS, Verdict.TIGHT):
         able = [c for c in candidates if c.verdict is verdict]
         if able:
-            return _by_prediction(able) or _as_published(able, instance, model) or _modest(able)
+            best, because = _by_prediction(able) or _as_published(able, instance, model) or _modest(able)
+            return best, alone or because
     return None, ""
 
 

@@ -52,6 +52,11 @@ class ConfigNumbers:
         return self._config.ids(key)
 
 
+def count(number: int) -> str:
+    """A number of parameters for people: ``8.03 B``, ``124 M``."""
+    return f"{number / 1e9:.2f} B" if number >= 10**9 else f"{number / 1e6:.0f} M"
+
+
 def corrupt(path: Path, what: str) -> ModelError:
     """The error for a configuration that cannot be."""
     return ModelError(f"{path} {what}", rule="config_corrupt")

@@ -53,9 +53,15 @@ def support(model_type: str, compiled: Generation | None = None) -> Support:
     """
     if compiled == "legacy" or (compiled is None and model_type in _LEGACY_ONLY):
         why = "was compiled by it" if compiled else "is in no later release"
-        return Support("legacy", LEGACY, LEGACY_IMAGE, f"{model_type} {why}", _legacy_notes(model_type))
+        return Support(
+            "legacy",
+            LEGACY,
+            LEGACY_IMAGE,
+            f"{model_type} {why}",
+            () if compiled else _legacy_notes(model_type),
+        )
     if compiled == "nxd" or model_type in _NXD:
-        return Support("nxd", CURRENT, CURRENT_IMAGE, notes=_nxd_notes(model_type))
+        return Support("nxd", CURRENT, CURRENT_IMAGE, notes=() if compiled else _nxd_notes(model_type))
     if model_type in _UNRELEASED:
         reason = (
             f"model type {model_type!r} is in no release of optimum-neuron, only in its development branch"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.planner.anchors import NEAR, PREFILL_WIDTH, RAW, RawSpeed
+from launcher.planner.dimensions import count
 
 Label = Literal["predicted", "extrapolated"]
 
@@ -155,7 +156,7 @@ def _too_far(case: Case, ratio: float, anchor: RawSpeed) -> str | None:
     weights = case.parameters * case.itemsize / case.tensor_parallel
     if not 1 / _FURTHEST <= ratio <= _FURTHEST or not lowest <= weights <= highest:
         return (
-            f"no published figure near this: {case.parameters / 1e9:.2f} B parameters on "
+            f"no published figure near this: {count(case.parameters)} parameters on "
             f"{case.tensor_parallel} core(s), where {anchor.model} on {anchor.tensor_parallel} is the nearest"
         )
     return None

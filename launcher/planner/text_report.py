@@ -9,6 +9,7 @@ from launcher.device.instances import CORE_BYTES
 from launcher.planner.anchors import serving_near
 from launcher.planner.candidates import Candidate, gibibytes, gigabytes
 from launcher.planner.choice import choose
+from launcher.planner.dimensions import count
 from launcher.planner.instance_plan import InstancePlan
 from launcher.planner.prediction import NotPredicted
 from launcher.planner.report import Report
@@ -197,8 +198,3 @@ def _item(text: str) -> Iterator[str]:
     yield from textwrap.wrap(
         text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
     )
-
-
-def count(number: int) -> str:
-    """``8.03 B`` or ``124 M``."""
-    return f"{number / 1e9:.2f} B" if number >= 10**9 else f"{number / 1e6:.0f} M"

@@ -9,6 +9,7 @@ from planner import plans
 
 from launcher.planner.prediction import Workload
 from launcher.planner.question import Settings
+from launcher.planner.text_report import text_report
 from neuron_server.errors import ConfigError, ModelError
 
 NXD = {
@@ -184,3 +185,13 @@ def test_a_legacy_compiled_model_needs_the_legacy_image(tmp_path):
     report = plans.report(tmp_path, plans.LLAMA_8B, neuron=neuron)
     assert (report.question.support.generation, report.dtype) == ("legacy", "float16")
     assert plans.chosen(report, "inf2.8xlarge") == (2, 1, 4, 2048)
+
+
+def test_the_notes_on_a_compiled_model_are_its_own_not_those_of_an_export(tmp_path):
+    path = compiled(tmp_path, on_device_sampling=False)
+    report = plans.make_report(Settings(), path)
+    assert report.question.support.notes == ()
+    assert "sampling on the host" in text_report(report)
+    assert (
+        plans.plan_for(report, "inf2.8xlarge").chosen_because == "the only configuration that was asked for"
+    )
