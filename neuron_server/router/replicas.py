@@ -112,8 +112,9 @@ class ReplicaSet:
     another one has room. Of equals, the one that was not chosen for longest is taken.
 
     A request whose generator is lost is submitted again, with the tokens it has, to another replica or to the
-    restarted one. Draws depend on the seed and the token's index only, so it continues exactly; its client
-    sees a pause. Each submission is a span of its own, below the one that the request names.
+    restarted one. Draws depend on the seed and the token's index only, so it continues exactly (where the
+    device draws, with draws of its own); its client sees a pause. Each submission is a span of its own, below
+    the one that the request names.
     """
 
     def __init__(
