@@ -20,7 +20,7 @@ from launcher.health import url
 from launcher.janitor import Janitor
 from launcher.log_lines import ROUTER, Span
 from launcher.plan import LaunchPlan
-from launcher.program import program
+from launcher.program import generator_python, program
 from launcher.readiness import Readiness
 from launcher.shard import Shard
 from launcher.sockets import free_port, socket_places
@@ -49,6 +49,11 @@ class Programs:
     generator: Sequence[str] = program("neuron_server.serve_generator")
     router: Sequence[str] = program("neuron_server.serve_router")
 
+    @classmethod
+    def of(cls, env: Mapping[str, str]) -> Programs:
+        """Ours, the generator with the Python that ``env`` may name for it."""
+        return cls(generator=program("neuron_server.serve_generator", python=generator_python(env)))
+
 
 class Supervisor:
     """One run of one plan. ``run`` returns after an orderly stop and raises for anything else.
@@ -70,7 +75,7 @@ class Supervisor:
         self._env = env
         self._forward = forward
         self._stopping = stopping
-        self._programs = programs or Programs()
+        self._programs = programs or Programs.of(env)
         self._router: Child | None = None
         self._shards = [
             Shard(rank, config, plan.environments[rank], plan.socket_flags[rank], plan.max_restarts)

@@ -434,3 +434,10 @@ async def test_a_socket_of_a_living_server_stops_it_by_the_flags_name(scene, hea
                 await made.run
     assert caught.value.rule == "socket"
     assert (tmp_path / "s").is_socket()
+
+
+def test_the_generator_gets_the_python_that_the_image_names_for_it():
+    ours = Programs.of({})
+    assert ours == Programs()
+    theirs = Programs.of({"NEURON_TGI_GENERATOR_PYTHON": "/opt/neuron/bin/python"})
+    assert (theirs.generator[0], theirs.router) == ("/opt/neuron/bin/python", ours.router)
