@@ -118,7 +118,7 @@ def backend_info(facts: ModelFacts, static: StaticFacts, config: GeneratorConfig
         prefill_mode="insert" if static.continuous_batching or static.batch_size == 1 else "rebuild",
         output="tokens" if static.on_device_sampling else "logits",
         dtype=static.dtype or "bfloat16",  # optimum-neuron's default
-        device=f"neuron ({static.target or 'any'} target, tp {static.cores or 1})",
+        device=f"neuron ({static.target or 'any'} target, tp {static.tensor_parallel or static.cores or 1})",
         max_top_k=static.max_top_k if static.on_device_sampling else 0,
     )
 
