@@ -17,21 +17,20 @@ from neuron_server.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A driver and a runtime that were shipped together. ``used_by``: which image of a server has them."""
+    """A driver and a runtime that were shipped together."""
 
     sdk: str
     driver: str
     runtime: str
-    used_by: str = ""
 
 
 #: Oldest first. The driver of SDK 2.30 is not in the documents we have, nor the last numbers of 2.31.
 RELEASES = (
-    Release("2.13.2", "2.12.18.0", "2.16.14.0", "optimum-neuron 0.0.11"),
-    Release("2.18.0", "2.16.7.0", "2.20.22.0", "optimum-neuron 0.0.21"),
-    Release("2.20.2", "2.18.20.0", "2.22.19.0", "optimum-neuron 0.0.28"),
-    Release("2.24.1", "2.22.2.0", "2.26.42.0", "optimum-neuron 0.3.0, TGI 3.3"),
-    Release("2.26.1", "2.24.7.0", "2.28.23.0", "optimum-neuron 0.4.5"),
+    Release("2.13.2", "2.12.18.0", "2.16.14.0"),  # optimum-neuron 0.0.11
+    Release("2.18.0", "2.16.7.0", "2.20.22.0"),  # optimum-neuron 0.0.21
+    Release("2.20.2", "2.18.20.0", "2.22.19.0"),  # optimum-neuron 0.0.28
+    Release("2.24.1", "2.22.2.0", "2.26.42.0"),  # optimum-neuron 0.3.0, TGI 3.3
+    Release("2.26.1", "2.24.7.0", "2.28.23.0"),  # optimum-neuron 0.4.5
     Release("2.28.1", "2.26.10", "2.30.51"),
     Release("2.31", "2.29", "2.33"),
     Release("2.32.0", "2.30.2", "2.34.10"),

@@ -7,12 +7,14 @@ import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from launcher.device.rooted import entries, read
 from launcher.device.versions import numbers
+from launcher.program import GENERATOR_PYTHON
 
 _LIBRARIES = "/opt/aws/neuron/lib"
 _RUNTIME_FILE = re.compile(r"libnrt\.so\.(\d+(?:\.\d+){2,})", re.ASCII)
@@ -73,9 +75,12 @@ PACKAGES = {
 }
 
 
-def installed(root: Path = Path("/")) -> Stack:
-    """What is installed for this interpreter; below another ``root``: in its usual places. Never raises."""
-    paths = None if root == Path("/") else [str(p) for pattern in _SITE_PACKAGES for p in root.glob(pattern)]
+def installed(root: Path = Path("/"), environ: Mapping[str, str] = MappingProxyType({})) -> Stack:
+    """What is installed for the generator's interpreter, which ``environ`` may name; else for this one.
+
+    Below another ``root``: in its usual places. Never raises.
+    """
+    paths = _site_packages(root, environ)
     found = {name: _version(name, paths) for name in {*PACKAGES.values(), *_ON_AWS_INDEX}}
     placeholders = {name for name in _ON_AWS_INDEX if _trimmed(found[name]) in _PLACEHOLDERS}
     versions = {field: None if name in placeholders else found[name] for field, name in PACKAGES.items()}
@@ -84,6 +89,16 @@ def installed(root: Path = Path("/")) -> Stack:
         runtime=runtime_version(root),
         placeholders=tuple(f"{name} {found[name]}" for name in sorted(placeholders)),
     )
+
+
+def _site_packages(root: Path, environ: Mapping[str, str]) -> list[str] | None:
+    """Where to look; ``None``: where this interpreter looks."""
+    if root != Path("/"):
+        return [str(path) for pattern in _SITE_PACKAGES for path in root.glob(pattern)]
+    python = environ.get(GENERATOR_PYTHON)
+    if not python:
+        return None
+    return [str(path) for path in sorted(Path(python).parents[1].glob("lib/python3*/site-packages"))]
 
 
 def _version(name: str, paths: Sequence[str] | None) -> str | None:

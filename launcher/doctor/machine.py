@@ -145,7 +145,7 @@ def hub(case: Case) -> Iterator[Finding]:
     if offline and model_id is not None and case.model_path is None:
         yield fail(
             "hub",
-            f"{' and '.join(offline)} forbid the network, and {model_id} is not in {case.hub_cache}",
+            f"{' and '.join(offline)}: no network, and {model_id} is not in {case.hub_cache}",
             f"unset {' and '.join(offline)}, or download it first (text-generation-server download-weights)",
         )
     else:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher.doctor.case import Case
-from launcher.doctor.finding import Finding, Status, fail, of_error, ok, warn
+from launcher.doctor.finding import Finding, fail, of_error, ok, warn
 from launcher.memory_account import size
-from launcher.neuron_checks import export_command, mismatches, notes
+from launcher.neuron_checks import mismatches, notes, unsupported
 from launcher.plan import Model, check_arguments, plan
 from launcher.sockets import private_directory_name
+from neuron_server.compiled_model import check_compiled_files, lacks_weights
 from neuron_server.errors import ConfigError, ModelError
-from neuron_server.models import ModelFacts, StaticFacts, check_supported, check_weights
+from neuron_server.models import ModelFacts, check_supported, check_weights
 
 #: Files of tokenizers that transformers can convert.
 _SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -38,6 +40,7 @@ def model(case: Case) -> Iterator[Finding]:
     """Configuration and weights."""
     model_id = case.parameters.text("model_id")
     if model_id is None:
+        yield ok("model", "no --model-id, so none is looked at")
         return
     try:
         path, facts = case.model_path, case.facts
@@ -61,69 +64,74 @@ def model(case: Case) -> Iterator[Finding]:
 
 
 def _weights(case: Case, path: Path, facts: ModelFacts) -> Iterator[Finding]:
-    try:
-        found = check_weights(path)
-    except ModelError as error:
-        static = facts.static
-        if static is not None and error.rule == "weights_missing" and case.on_neuron:
-            source = static.checkpoint_id or "its own files"
-            yield ok(
-                "weights", f"none as safetensors in the directory; the compiled model has them from {source}"
-            )
-        else:
-            yield of_error("weights", error)
+    """Plain weights, or graphs and weights of a compiled model that NeuronCores would serve."""
+    static = facts.static
+    if case.on_neuron and static is not None and lacks_weights(path) and static.checkpoint_id is not None:
+        yield ok("weights", f"not in the directory; they are fetched from {static.checkpoint_id}")
         return
-    text = f"{len(found.files)} file(s), {size(found.total_bytes)}, {found.tensors} tensors, whole"
+    try:
+        text, total = _measured(case, path, facts)
+    except ModelError as error:
+        yield of_error("weights", error)
+        return
     free = case.host.available_bytes
-    if free is not None and found.total_bytes > free:
+    if free is not None and total > free:
         yield warn(
             "weights",
-            f"{text}, but the host has {size(free)} of memory available, through which they are loaded",
+            f"{text}, {size(total)}, but the host has {size(free)} of memory available, through which they "
+            "are loaded",
             "stop other processes, or take a larger instance",
         )
     else:
-        yield ok("weights", text)
+        yield ok("weights", f"{text}, {size(total)}, whole")
+
+
+def _measured(case: Case, path: Path, facts: ModelFacts) -> tuple[str, int]:
+    """The files in words, and the bytes of the weights; raises ``ModelError`` if one is not whole."""
+    if facts.static is not None and case.on_neuron:
+        files = check_compiled_files(path, facts.static)
+        return f"{len(files.graphs)} graph(s) and {len(files.weights)} file(s)", files.weight_bytes
+    found = check_weights(path)
+    return f"{found.tensors} tensors in {len(found.files)} file(s)", found.total_bytes
 
 
 def _compiled(case: Case, facts: ModelFacts, model_id: str) -> Iterator[Finding]:
-    """A compiled model against what is installed and attached."""
+    """A compiled model against what is installed and attached; a plain one against what can compile it."""
     static = facts.static
     if static is None:
-        if case.on_neuron:
-            yield fail(
-                "compiled",
-                "the model was not compiled for Neuron",
-                "compile it (text-generation-server export), take a compiled one, or choose --backend cpu",
-            )
+        yield from _plain(case, facts)
         return
     if not case.on_neuron:
-        yield ok("compiled", f"{_shape(static)}; the CPU serves that shape from the plain weights")
+        yield ok("compiled", f"{static.form}; the CPU serves that shape from the plain weights")
         return
     wrong = False
     for error in mismatches(facts, case.stack, case.inventory, model_id=model_id):
         wrong = True
-        yield of_error("compiled", error, case.grave)
+        yield of_error("compiled", error)
     for note in notes(static):
         yield warn("compiled", note)
     if not wrong:
-        yield ok("compiled", _shape(static))
-    if static.generation == "nxd" and static.on_device_sampling:
-        again = export_command(static, model_id).replace("--on-device-sampling", "--no-on-device-sampling")
+        by = f"optimum-neuron {static.optimum_version or 'of unknown version'}"
+        by += f" and neuronx-cc {static.compiler_version or 'of unknown version'}"
+        yield ok("compiled", f"by {by}: {static.form}")
+
+
+def _plain(case: Case, facts: ModelFacts) -> Iterator[Finding]:
+    """The launcher compiles a plain model from a cached configuration, where it can."""
+    if not case.on_neuron:
+        return
+    installed = case.stack.optimum_neuron
+    reason = unsupported(facts.model_type, installed) if installed else None
+    if reason is not None:
+        found, _, fix = reason.rpartition(": ")
+        yield fail("compiled", found, fix)
+    else:
         yield warn(
             "compiled",
-            "it samples on the device: requests for seeds, penalties, log-probabilities, exact top_p or "
-            "grammars get 422",
-            f"where they are needed: {again}",
+            "the model is not compiled: at start a configuration of it is looked for in the compile cache, "
+            "and without one the launcher stops",
+            "compile it first (text-generation-server export), or choose --backend cpu",
         )
-
-
-def _shape(static: StaticFacts) -> str:
-    by = f"optimum-neuron {static.optimum_version or 'of unknown version'}"
-    by += f", neuronx-cc {static.compiler_version or 'unknown'}"
-    return (
-        f"for {static.batch_size} x {static.sequence_length} tokens on {static.cores or 'unknown'} core(s), "
-        f"by {by}"
-    )
 
 
 def _tokenizer(path: Path, facts: ModelFacts) -> Iterator[Finding]:
@@ -210,30 +218,24 @@ def _template(case: Case, path: Path) -> Iterator[Finding]:
 
 def _plan(case: Case, path: Path, facts: ModelFacts, model_id: str) -> Iterator[Finding]:
     """The launcher's own plan: whatever it refuses at start, it refuses here."""
+    if case.on_neuron and facts.static is None:
+        return  # it depends on what the compile cache has
+    total: int | None = None
+    with contextlib.suppress(ModelError):
+        _, total = _measured(case, path, facts)
+    described = Model(model_id, str(path.resolve()), facts, weight_bytes=total)
+    directory = private_directory_name()
     try:
-        weights = check_weights(path).total_bytes
-    except ModelError:
-        weights = None
-    described = Model(model_id, str(path.resolve()), facts, weight_bytes=weights)
-    try:
-        made = plan(
-            case.parameters,
-            described,
-            case.host,
-            private_directory=private_directory_name(),
-            environ=case.environ,
-        )
+        made = plan(case.parameters, described, case.host, private_directory=directory, environ=case.environ)
     except (ConfigError, ModelError) as error:
         yield of_error("plan", error)
         return
-    ignored = case.parameters.without_effect()
+    ignored = case.parameters.without_effect()  # said by another check
     for sentence in (warning for warning in made.warnings if warning not in ignored):
-        yield Finding("plan", Status.WARN, sentence)
+        yield warn("plan", sentence)
     first = made.generators[0]
-    yield ok(
-        "plan",
-        f"{len(made.generators)} replica(s) of {made.shape} tokens in {first.dtype} on {first.backend}",
-    )
+    replicas = f"{len(made.generators)} replica(s) of {made.shape} tokens in {first.dtype} on {first.backend}"
+    yield ok("plan", replicas)
 
 
 def _json(file: Path) -> Mapping[str, Any]:

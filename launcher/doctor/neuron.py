@@ -185,7 +185,7 @@ def cores(case: Case) -> Iterator[Finding]:
 
 
 def _needed(case: Case) -> int:
-    """Cores of all replicas, as far as flags and model say; what is wrong with the model is said elsewhere."""
+    """Cores of all replicas, as far as flags and model say; a wrong model is another check's matter."""
     degree = case.parameters.integer("num_shard")
     with contextlib.suppress(ModelError):
         if degree is None and case.facts is not None and case.facts.static is not None:

@@ -66,8 +66,10 @@ def machine(
     free = memory - 2 * _GIB if free_memory is None else free_memory
     write(root, "proc/meminfo", f"MemTotal: {memory // 1024} kB\nMemAvailable: {free // 1024} kB\n")
     process(root, 1, "init", namespace=namespace)
+    limits(root)
     os.symlink("1", root / "proc/self")
     (root / "var/tmp").mkdir(parents=True)
+    (root / "dev/shm").mkdir()
     return root
 
 
@@ -90,6 +92,15 @@ def process(
     if namespace is not None:
         (root / f"proc/{pid}/ns").mkdir()
         os.symlink(f"pid:[{namespace}]", root / f"proc/{pid}/ns/pid")
+
+
+def limits(root: Path, *, open_files: str = "1048576") -> None:
+    """The limits of our own process, of which the soft one comes first."""
+    rows = (("Max open files", open_files, "files"), ("Max locked memory", "unlimited", "bytes"))
+    lines = (f"{name:<26}{value:<21}{value:<21}{unit}\n" for name, value, unit in rows)
+    write(
+        root, "proc/1/limits", "Limit                     Soft Limit           Hard Limit\n" + "".join(lines)
+    )
 
 
 def package(root: Path, name: str, version: str, *, summary: str = "", files: int = 40) -> None:
