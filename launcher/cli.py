@@ -9,17 +9,21 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from launcher import host, log_lines
+from launcher.backend_choice import is_neuron
 from launcher.child import Forward
 from launcher.command import build
 from launcher.device.rooted import machine_root
+from launcher.device.stack import installed
 from launcher.download import fetch, is_local
 from launcher.environment import child_environment, runtime_environment
 from launcher.exit_codes import LaunchError, exit_code, last_line
+from launcher.export_program import Runner
+from launcher.neuron_model import Launch, neuron_model
 from launcher.output import Output, text_notice
 from launcher.parameters import Parameters
 from launcher.plan import LaunchPlan, Model, check_arguments, plan
@@ -102,9 +106,16 @@ async def _planned(
 
     A hub model is fetched in two steps, so that a setting that cannot work costs kilobytes, not the weights.
     """
-    check_arguments(parameters, _host())
+    backend = check_arguments(parameters, _host())
     model_id = parameters.text("model_id")
     directory = private_directory_name()
+
+    def planned(model: Model) -> LaunchPlan:
+        return plan(parameters, model, _host(), private_directory=directory, environ=os.environ)
+
+    if is_neuron(backend):
+        found = await _for_neuron(parameters, Runner(env, forward, stopping), planned)
+        return None if found is None else planned(found)
     if model_id is None:
         log.info(
             "No --model-id: serving the embedded demo model; it knows little, but streams like any other"
@@ -118,8 +129,7 @@ async def _planned(
         config = await fetch(model_id, parameters, env, forward, stopping, config_only=True)
         if config is None:
             return None
-        draft = Model(model_id, config.path, read_model(config.path), config.revision)
-        plan(parameters, draft, _host(), private_directory=directory, environ=os.environ)
+        planned(Model(model_id, config.path, read_model(config.path), config.revision))
         whole = await fetch(model_id, parameters, env, forward, stopping, config_only=False)
         if whole is None:
             return None
@@ -127,7 +137,20 @@ async def _planned(
         model = replace(model, pipeline_tag=whole.pipeline_tag)
         if whole.pipeline_tag is None:
             log.warning("no pipeline tag found for model %s", model_id)
-    return plan(parameters, model, _host(), private_directory=directory, environ=os.environ)
+    return planned(model)
+
+
+async def _for_neuron(
+    parameters: Parameters, runner: Runner, draft: Callable[[Model], object]
+) -> Model | None:
+    """The compiled model; ``None`` when asked to stop while it was fetched or compiled."""
+    machine = Launch(parameters, runner, installed(machine_root(os.environ), os.environ), _host().inventory)
+    model_id = parameters.text("model_id")
+    if model_id is not None:
+        return await neuron_model(machine, model_id, draft)
+    log.info("No --model-id: serving the embedded demo model")
+    demo = await neuron_model(machine, _demo_path(), draft)
+    return demo and replace(demo, model_id=DEMO_MODEL_ID)
 
 
 def _host() -> host.Host:

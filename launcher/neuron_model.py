@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.cached_config import Choice, Wanted, select, wanted_of
+from launcher.device.driver import require
 from launcher.device.inventory import Inventory
 from launcher.device.stack import Stack
 from launcher.download import Fetched, fetch, is_local
 from launcher.export_program import Runner, Source, cached, export
-from launcher.neuron_checks import notes, target_of, unsupported
+from launcher.neuron_checks import check_loadable, notes, target_of, unsupported
 from launcher.neuron_store import Store, fingerprint, with_weights
 from launcher.parameters import Given, Parameters
 from launcher.parameters import Source as From
@@ -63,13 +64,20 @@ async def neuron_model(launch: Launch, model_id: str, draft: Draft) -> Model | N
         return await _from_plain(launch, model, draft)
     for note in notes(static):
         log.warning("%s", note)
-    draft(model)
+    _check(launch, model, draft)
     if not is_local(model_id):
         whole = await _fetch(launch, model_id, parameters, config_only=False)
         if whole is None:
             return None
         model = replace(model, path=whole.path, pipeline_tag=whole.pipeline_tag)
     return await _whole(launch, model, static)
+
+
+def _check(launch: Launch, model: Model, draft: Draft) -> None:
+    """Whether it can be loaded here, and whether the flags go with it."""
+    require(launch.inventory.driver, launch.stack.runtime)
+    check_loadable(model.facts, launch.stack, launch.inventory, model_id=model.model_id)
+    draft(model)
 
 
 def _local(model_id: str) -> Model:
@@ -114,7 +122,7 @@ async def _from_plain(launch: Launch, model: Model, draft: Draft) -> Model | Non
         chosen = await _choose(launch, source, store, wanted, facts)
         if chosen is None:
             return None
-        draft(replace(model, facts=replace(facts, static=chosen)))
+        _check(launch, replace(model, facts=replace(facts, static=chosen)), draft)
         path = await _compile(launch, source, store, chosen)
         if path is None:
             return None
@@ -123,7 +131,7 @@ async def _from_plain(launch: Launch, model: Model, draft: Draft) -> Model | Non
     if found.static is None:
         raise ModelError(f"{path} is no compiled model: remove it", rule="config_corrupt")
     compiled = replace(model, facts=found)
-    draft(compiled)
+    _check(launch, compiled, draft)
     if source.model_id is not None:
         parameters = _at(launch.parameters, source.revision)
         weights = await _fetch(launch, source.model_id, parameters, config_only=False)

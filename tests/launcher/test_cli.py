@@ -73,7 +73,7 @@ def test_tgis_argument_errors_are_status_1_with_its_last_line(argv, line):
     ("argv", "rule", "words"),
     [
         (("--quantize", "awq"), "refused_flag", "--quantize is awq"),
-        (("--backend", "neuron"), "backend_unavailable", "--backend is neuron"),
+        (("--backend", "neuron"), "no_neuron_device", "--backend is neuron"),
         (("--max-total-tokens", "1000000"), "max_positions", "--max-total-tokens is 1000000"),
         (("--model-id", "/no/such/directory"), "model_missing", "/no/such/directory"),
         (("--hostname", "192.0.2.1"), "address", "--hostname is 192.0.2.1"),
