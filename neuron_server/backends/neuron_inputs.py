@@ -66,8 +66,8 @@ class GraphInputs:
         self._positions[:count, 0] = [row.position for row in rows]
         self._slots[:count] = [row.slot for row in rows]
         if sampled:
-            for index, row in enumerate(rows):
-                self.put_sampling(index, row.sampling)
+            wishes = (row.sampling for row in rows)
+            self._sampling[:count] = [(wish.top_k, wish.top_p, wish.temperature) for wish in wishes]
 
     def first(self, count: int) -> dict[str, torch.Tensor]:
         """The first ``count`` rows; valid until the next change."""
