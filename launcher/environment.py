@@ -11,13 +11,20 @@ import subprocess
 from collections.abc import Mapping
 
 from launcher.device.inventory import Inventory
+from launcher.device.rooted import machine_root
+from launcher.device.stack import PACKAGES, Stack, installed
 from launcher.flags import FLAGS
 from launcher.parameters import Parameters
 from neuron_server.lifeline import PARENT_PID_VARIABLE
 
 _PACKAGES = (
-    *("neuronx-tgi", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "grpcio"),
-    *("optimum-neuron", "torch-neuronx", "neuronx-cc", "libneuronxla"),
+    "neuronx-tgi",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "grpcio",
 )
 _NEURON_LS_S = 10.0
 
@@ -60,6 +67,7 @@ def runtime_environment(inventory: Inventory | None = None) -> str:
         f"Target: {platform.machine()}-{platform.system().lower()}",
         f"Python version: {platform.python_version()}",
         *(f"{name}: {_version(name)}" for name in _PACKAGES),
+        *_stack(installed(machine_root(os.environ), os.environ)),
         f"Docker label: {os.environ.get('DOCKER_LABEL', 'N/A')}",
         f"Neuron devices: {inventory.devices} ({_cores(inventory)})",
         f"Neuron driver: {inventory.driver or 'N/A'}",
@@ -68,6 +76,14 @@ def runtime_environment(inventory: Inventory | None = None) -> str:
         _neuron_ls(),
     ]
     return "\n".join(lines)
+
+
+def _stack(stack: Stack) -> list[str]:
+    """What the generator has of Neuron's, in an environment of its own in the image."""
+    shown = {name: getattr(stack, field) for field, name in PACKAGES.items() if name not in _PACKAGES}
+    lines = [f"{name}: {version or 'N/A'}" for name, version in shown.items()]
+    lines += [f"{placeholder}: a placeholder of PyPI, not AWS's" for placeholder in stack.placeholders]
+    return [*lines, f"Neuron runtime library: {stack.runtime or 'N/A'}"]
 
 
 def _cores(inventory: Inventory) -> str:

@@ -78,7 +78,7 @@ PACKAGES = {
 def installed(root: Path = Path("/"), environ: Mapping[str, str] = MappingProxyType({})) -> Stack:
     """What is installed for the generator's interpreter, which ``environ`` may name; else for this one.
 
-    Below another ``root``: in its usual places. Never raises.
+    Below another ``root`` without that name: in the usual places. Never raises.
     """
     paths = _site_packages(root, environ)
     found = {name: _version(name, paths) for name in {*PACKAGES.values(), *_ON_AWS_INDEX}}
@@ -92,13 +92,20 @@ def installed(root: Path = Path("/"), environ: Mapping[str, str] = MappingProxyT
 
 
 def _site_packages(root: Path, environ: Mapping[str, str]) -> list[str] | None:
-    """Where to look; ``None``: where this interpreter looks."""
-    if root != Path("/"):
-        return [str(path) for pattern in _SITE_PACKAGES for path in root.glob(pattern)]
-    python = environ.get(GENERATOR_PYTHON)
-    if not python:
+    """Where to look; ``None``: where this interpreter looks.
+
+    The environment of an interpreter is told from its path, ``<environment>/bin/python``, links not followed.
+    """
+    named = environ.get(GENERATOR_PYTHON)
+    if named:
+        prefix = root / named.lstrip("/")
+        places = [prefix.parents[1]] if len(Path(named).parts) > 2 else []
+        patterns: Sequence[str] = ("lib/python3*/site-packages", "lib/python3*/dist-packages")
+    elif root == Path("/"):
         return None
-    return [str(path) for path in sorted(Path(python).parents[1].glob("lib/python3*/site-packages"))]
+    else:
+        places, patterns = [root], _SITE_PACKAGES
+    return [str(path) for place in places for pattern in patterns for path in sorted(place.glob(pattern))]
 
 
 def _version(name: str, paths: Sequence[str] | None) -> str | None:

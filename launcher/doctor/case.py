@@ -33,7 +33,7 @@ class Case:
     @cached_property
     def stack(self) -> stack.Stack:
         """The Neuron software."""
-        return stack.installed(self.root)
+        return stack.installed(self.root, self.environ)
 
     @cached_property
     def holders(self) -> holders.Holders:

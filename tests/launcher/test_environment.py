@@ -54,6 +54,16 @@ def test_the_runtime_environment_lists_the_neuron_hardware(tmp_path, monkeypatch
     assert "\nNeuron devices: 12 (NEURON_RT_VISIBLE_CORES is '15-8', but" in runtime_environment(wrong)
 
 
+def test_the_runtime_environment_lists_the_software_of_neuron(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURON_TGI_ROOT", str(machines.inf2_xlarge(tmp_path)))
+    machines.package(tmp_path, "vllm-neuron", "0.1.0")
+    text = runtime_environment()
+    assert "\noptimum-neuron: 0.4.5\nneuronx-cc: 2.21.33363.0\n" in text
+    assert "\ntransformers-neuronx: N/A\n" in text
+    assert "\nvllm-neuron 0.1.0: a placeholder of PyPI, not AWS's\n" in text
+    assert "\nNeuron runtime library: 2.28.23.0\n" in text
+
+
 def test_neuron_ls_is_shown_where_it_is(tmp_path, monkeypatch):
     tool = tmp_path / "neuron-ls"
     tool.write_text("#!/bin/sh\necho instance-type: inf2.xlarge\n")

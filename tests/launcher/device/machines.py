@@ -103,16 +103,10 @@ def limits(root: Path, *, open_files: str = "1048576") -> None:
     )
 
 
-def package(root: Path, name: str, version: str, *, summary: str = "", files: int = 40) -> None:
-    """The metadata of an installed Python package with so many files."""
-    stem = f"{SITE_PACKAGES}/{name.replace('-', '_')}-{version}.dist-info"
-    write(
-        root,
-        f"{stem}/METADATA",
-        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {summary}\n",
-    )
-    module = name.replace("-", "_")
-    write(root, f"{stem}/RECORD", "".join(f"{module}/{n}.py,,\n" for n in range(files)))
+def package(root: Path, name: str, version: str, *, site_packages: str = SITE_PACKAGES) -> None:
+    """The metadata of an installed Python package."""
+    stem = f"{site_packages}/{name.replace('-', '_')}-{version}.dist-info"
+    write(root, f"{stem}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 def dpkg(root: Path, name: str, version: str, status: str = "install ok installed") -> None:

@@ -79,6 +79,23 @@ def test_this_interpreter_is_read_for_this_machine():
     assert installed().torch is not None
 
 
+def test_the_environment_of_the_generator_is_the_one_that_counts(tmp_path):
+    """The image has the launcher in one environment and AWS's packages in another."""
+    machines.package(tmp_path, "torch", "2.13.0")
+    theirs = {"NEURON_TGI_GENERATOR_PYTHON": "/opt/neuron/bin/python"}
+    assert installed(tmp_path, theirs).torch is None
+    machines.package(tmp_path, "torch", "2.8.0", site_packages="opt/neuron/lib/python3.10/site-packages")
+    assert installed(tmp_path, theirs).torch == "2.8.0"
+    on_this_machine = {"NEURON_TGI_GENERATOR_PYTHON": str(tmp_path / "opt/neuron/bin/python")}
+    assert installed(Path("/"), on_this_machine).torch == "2.8.0"
+
+
+@pytest.mark.parametrize("python", ["python", "/python", "bin/python", ".", "/", "/no/such/python", "*/*/*"])
+def test_a_generator_that_is_nowhere_has_nothing(tmp_path, python):
+    for root in (tmp_path, Path("/")):
+        assert installed(root, {"NEURON_TGI_GENERATOR_PYTHON": python}).transformers is None
+
+
 def test_the_runtime_is_the_library_that_the_link_names(tmp_path):
     for version in ("2.26.42.0", "2.28.23.0", "2.9.1"):
         machines.write(tmp_path, f"{LIBRARIES}/libnrt.so.{version}", "")
