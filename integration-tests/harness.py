@@ -115,13 +115,22 @@ class Server:
                         found[name] = pid
         return found
 
+    def generators(self) -> dict[int, int]:
+        """Pids of the generators that run, by rank."""
+        found = {}
+        for pid, argv, parent in _processes():
+            uds = next((a for a in argv if a.startswith("--uds-path=")), "")
+            if parent == self.process.pid and uds and alive(pid):
+                found[int(uds.rpartition("-")[2])] = pid
+        return found
+
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
             return self.wait_exit()
         except subprocess.TimeoutExpired:
-            for pid in [*self.children().values(), self.process.pid]:
+            for pid in {*self.children().values(), *self.generators().values(), self.process.pid}:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             raise

@@ -25,7 +25,7 @@ from launcher.exit_codes import LaunchError, exit_code, last_line
 from launcher.export_program import Runner
 from launcher.neuron_model import Launch, neuron_model
 from launcher.output import Output, text_notice
-from launcher.parameters import Parameters
+from launcher.parameters import Given, Parameters, Source
 from launcher.plan import LaunchPlan, Model, check_arguments, plan
 from launcher.sockets import private_directory_name
 from launcher.stopping import Stopping
@@ -95,7 +95,9 @@ async def _serve(parameters: Parameters, forward: Forward) -> None:
         return
     for warning in launch_plan.warnings:
         log.warning("%s", warning)
-    log.info("One static batch of %s tokens:\n%s", launch_plan.shape, launch_plan.table())
+    count = len(launch_plan.generators)
+    what = "One static batch" if count == 1 else f"{count} replicas, each with a static batch"
+    log.info("%s of %s tokens:\n%s", what, launch_plan.shape, launch_plan.table())
     await Supervisor(launch_plan, env, forward, stopping).run()
 
 
@@ -106,8 +108,11 @@ async def _planned(
 
     A hub model is fetched in two steps, so that a setting that cannot work costs kilobytes, not the weights.
     """
-    backend = check_arguments(parameters, _host())
     model_id = parameters.text("model_id")
+    if model_id is None and not parameters["backend"].by_user:
+        # The demo model is to work everywhere, and nobody keeps compiled configurations of it.
+        parameters = parameters.replaced({"backend": Given("cpu", Source.DERIVED, "backend")})
+    backend = check_arguments(parameters, _host())
     directory = private_directory_name()
 
     def planned(model: Model) -> LaunchPlan:

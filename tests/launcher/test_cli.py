@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -107,6 +108,18 @@ def test_a_port_in_use_names_flag_and_holder():
     assert "Invalid hostname, defaulting to 0.0.0.0" in done.stdout
     assert "embedded demo model" in done.stdout
     assert "max_batch_size" in done.stdout
+
+
+def test_the_demo_model_needs_no_device_where_there_is_one(tmp_path):
+    for name, text in (("proc/devices", "246 neuron\n"), ("dev/neuron0", "")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = str(server.getsockname()[1])
+        done = run("--data-parallel-size", "2", env={"PORT": port, "NEURON_TGI_ROOT": str(tmp_path)})
+    assert done.returncode == exit_code("port_in_use")
+    assert re.search(r"backend +cpu +derived", done.stdout)
+    assert "2 replicas, each with a static batch of 4 x 2048 tokens" in done.stdout
 
 
 def test_json_output_is_json_in_every_line_and_env_reports_first(tmp_path):
