@@ -71,7 +71,8 @@ def mismatch(driver: str | None, runtime: str | None) -> Mismatch | None:
         return Mismatch(
             f"the host's Neuron driver is {driver} and the runtime library here is {runtime}; drivers from "
             "2.29 on need a runtime of at least 2.33, or no device can be opened (nrt_init fails)",
-            f"{_older_driver(runtime)}; or use an image of SDK 2.31 or later",
+            f"{_older_driver(runtime)}; a runtime of SDK 2.31 or later would do too, but no optimum-neuron "
+            "that is known here is made for it",
         )
     if r[:2] == _RUNTIME_2_32 and d < _DRIVER_OF_2_32:
         return Mismatch(

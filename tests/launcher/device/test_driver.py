@@ -24,7 +24,7 @@ def test_the_remedy_is_the_driver_of_the_sdk_that_the_runtime_is_of():
     assert "driver is 2.29.1.0 and the runtime library here is 2.28.23.0" in text
     assert "aws-neuronx-dkms=2.24.7.0" in text
     assert "driver of SDK 2.26.1" in text
-    assert "image of SDK 2.31" in text
+    assert "runtime of SDK 2.31 or later would do too" in text
     assert "aws-neuronx-dkms=2.22.2.0" in (check("2.30.2", "2.26.43.1") or "")
     assert "a driver below 2.29 (aws-neuronx-dkms)" in (check("2.30.2", "2.27.1") or "")
 
