@@ -18,7 +18,7 @@ TARGET ?= neuron
 NEURON_STACK ?= current
 IMAGE ?= neuronx-tgi:$(VERSION)$(if $(filter cpu,$(TARGET)),-cpu,$(if $(filter legacy,$(NEURON_STACK)),-legacy))
 
-.PHONY: help install run test test-clients lint protos integration-test bench constraints neuronx-tgi clean
+.PHONY: help install run test test-clients test-neuron-hosts lint protos integration-test bench constraints neuronx-tgi clean
 .DEFAULT_GOAL := help
 
 # A .venv that was moved here (its scripts name the old place), or whose Python is gone, is made anew.
@@ -80,6 +80,29 @@ build/clients/installed: $(CLIENTS)/requirements.txt $(CLIENTS)/package-lock.jso
 	@echo "  installing the clients into build/clients and $(CLIENTS)/node_modules"
 	@build/clients/bin/python -m pip install $(QUIET) --no-deps --no-compile --requirement $(CLIENTS)/requirements.txt
 	@cd $(CLIENTS) && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+# optimum-neuron's own code on the CPU, a release in each environment, over stand-ins for AWS's packages. torch is large,
+# so it is .venv's: same version, same Python. The rest is pinned, hence --no-deps.
+HOSTS := 0.4.5 0.3.0 0.0.28
+test-neuron-hosts: $(HOSTS:%=test-neuron-host-%)  ## the contract of backends on three releases of optimum-neuron
+	@$(BIN)/python tests/contract/matrix.py nxd-0.4.5 nxd-0.3.0 legacy-0.0.28
+
+test-neuron-host-0.4.5: COLUMN := nxd-0.4.5
+test-neuron-host-0.3.0: COLUMN := nxd-0.3.0
+test-neuron-host-0.0.28: COLUMN := legacy-0.0.28
+.PHONY: $(HOSTS:%=test-neuron-host-%)
+$(HOSTS:%=test-neuron-host-%): test-neuron-host-%: build/hosts/%/installed
+	@rm -f build/contract/$(COLUMN).json
+	build/hosts/$*/bin/python -m pytest tests/contract tests/hosts/$(firstword $(subst -, ,$(COLUMN))) \
+	    --subject $(COLUMN) -W ignore::pytest.PytestConfigWarning $(ARGS)
+
+build/hosts/%/installed: tests/hosts/requirements-%.txt .venv/installed
+	@$(BIN)/python -m venv --clear build/hosts/$*
+	@echo "  installing optimum-neuron $* into build/hosts/$*"
+	@build/hosts/$*/bin/python -m pip install $(QUIET) --no-deps --no-compile --requirement $<
+	@cd build/hosts/$*/lib/python*/site-packages && ln -sf $(CURDIR)/.venv/lib/python*/site-packages/torch* \
+	    $(CURDIR)/.venv/lib/python*/site-packages/functorch .
 	@touch $@
 
 lint: install  ## ruff, mypy and hadolint

@@ -10,10 +10,11 @@ and ``only(once=True)`` to one world of each subject.
 from __future__ import annotations
 
 import pytest
+from contract import matrix
 from contract.groups import GROUPS
 from contract.results import ROOT, Recorder
 from contract.subject import Subject
-from contract.subjects import DEFAULT, PLACES, load_subjects
+from contract.subjects import DEFAULT, PLACES, column_of, load_subjects
 from contract.world import World
 
 RECORDER = pytest.StashKey[Recorder]()
@@ -81,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid}: no such group: {numbers}")
         if numbers:
             world = item.callspec.params.get("world") if hasattr(item, "callspec") else None
-            item.user_properties.append(("group", (numbers, world and world.subject.name)))
+            item.user_properties.append(("group", (numbers, world and column_of(world.subject))))
 
 
 def _applies_nowhere(item: pytest.Item) -> bool:
@@ -100,5 +101,6 @@ class _Reports:
         self.recorder.take(report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for path in self.recorder.write():
-            terminalreporter.write_line(f"contract of backends: {path.relative_to(ROOT)}")
+        if self.recorder.write():
+            summary = matrix.write().summary()
+            terminalreporter.write_line(f"contract of backends: {summary} ({matrix.TABLE.relative_to(ROOT)})")

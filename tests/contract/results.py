@@ -1,10 +1,12 @@
-"""What the tests of a run showed, kept as ``build/contract/SUBJECT.json`` for the matrix."""
+"""What the tests of a run showed, kept as ``build/contract/COLUMN.json`` for the matrix."""
 
 from __future__ import annotations
 
 import json
+import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,17 +16,20 @@ from contract.subjects import column_of
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build" / "contract"
 
-#: The file of what counts for every column.
+#: The file of what counts for every column, since it needs no backend.
 EVERY = "every-column"
+
+#: Distributions whose versions say what a column ran on.
+NAMED = ("torch", "transformers", "optimum-neuron")
 
 
 class Recorder:
-    """Counts passed and failed tests by subject and group; a skipped test shows nothing."""
+    """Passed and failed tests by column and group; a skipped test shows nothing."""
 
     def __init__(self, asked: Sequence[str]) -> None:
         self.asked = tuple(asked)
         self.subjects: Sequence[Subject] = ()
-        #: subject ("" for every column) -> group -> tests that passed, tests that did not
+        #: column -> group -> outcome -> tests
         self._seen: dict[str, dict[int, dict[str, set[str]]]] = defaultdict(
             lambda: defaultdict(lambda: {"passed": set(), "failed": set()})
         )
@@ -35,28 +40,42 @@ class Recorder:
             return
         for name, value in report.user_properties:
             if name == "group":
-                numbers, subject = value
+                numbers, column = value
                 for number in numbers:
-                    self._seen[subject or ""][number][report.outcome].add(report.nodeid)
+                    self._seen[column or EVERY][number][report.outcome].add(report.nodeid)
 
-    def write(self) -> list[Path]:
-        """One file for each subject of which any test ran; the others' files stay as they were."""
-        facts = {subject.name: subject for subject in self.subjects}
-        return [self._write(name, facts.get(name)) for name in sorted(self._seen)]
+    def write(self) -> bool:
+        """One file for each column of which any test ran; whether there was one. Other files stay."""
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        for column in self._seen:
+            (RESULTS / f"{column}.json").write_text(json.dumps(self._column(column), indent=1) + "\n")
+        return bool(self._seen)
 
-    def _write(self, name: str, subject: Subject | None) -> Path:
+    def _column(self, column: str) -> Mapping[str, object]:
+        subjects = [subject for subject in self.subjects if column_of(subject) == column]
         groups = {
             str(number): {
                 "passed": len(tests["passed"] - tests["failed"]),
                 "failed": sorted(tests["failed"]),
             }
-            for number, tests in sorted(self._seen[name].items())
+            for number, tests in sorted(self._seen[column].items())
         }
-        result = {"subject": name or EVERY, "groups": groups}
-        if subject is not None:
-            reasons = {str(number): why for number, why in sorted(subject.not_applicable.items())}
-            result |= {"column": column_of(subject), "not_applicable": reasons}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{name or EVERY}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        return path
+        nowhere = set.intersection(*(set(s.not_applicable) for s in subjects)) if subjects else set()
+        return {
+            "column": column,
+            "subjects": [subject.name for subject in subjects],
+            "environment": _environment(),
+            "groups": groups,
+            "not_applicable": {str(number): subjects[0].not_applicable[number] for number in sorted(nowhere)},
+        }
+
+
+def _environment() -> str:
+    """``Python 3.11, torch 2.13.0, ...`` as far as it is installed."""
+    versions = [f"Python {platform.python_version()}"]
+    for name in NAMED:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(versions)

@@ -20,7 +20,9 @@ def test_batched_equals_alone(batch: Batch) -> None:
 
 @pytest.mark.group(1)
 def test_uneven_prompts_enter_in_any_order_of_slots(batch: Batch) -> None:
+    """And beside prompts of 2, C - 1 and C tokens one of a single token, which enters by decode."""
     batch.add((3, C), (0, 2), (2, C - 1))
+    batch.step(1)
     for _ in range(5):
         batch.step()
 

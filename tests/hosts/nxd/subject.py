@@ -6,6 +6,7 @@ says nothing about the compiler, the runtime or the arithmetic of a device.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -72,7 +73,9 @@ def recorded_placeholders(version: str) -> set[str]:
 def placeholders() -> tuple[Collection[str], Collection[str]]:
     """Those of a fresh process, and those recorded for the installed version."""
     program = [sys.executable, "-m", "hosts.nxd.placeholders"]
-    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    paths = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": paths}  # the tests' path is pytest's, not the interpreter's
+    output = subprocess.run(program, check=True, capture_output=True, text=True, env=environment).stdout
     return set(output.split()), recorded_placeholders(upstream.installed())
 
 
