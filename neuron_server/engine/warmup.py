@@ -20,16 +20,17 @@ def warm_up(backend: Backend) -> None:
     """
     info = backend.info
     batch = info.shape.batch_size
-    if info.prefill_mode == "insert" and info.max_prompt_tokens > 1:
-        prompt = [0] * min(info.max_prompt_tokens, _PROMPT_TOKENS)
+    rebuild = info.prefill_mode == "rebuild"
+    prompt = [0] * min(info.max_prompt_tokens, _PROMPT_TOKENS)
+    if not rebuild and len(prompt) > 1:
         _check(backend, backend.prefill([PrefillRow(0, prompt)]), 1)
         _check(backend, backend.decode([DecodeRow(0, 0, len(prompt))]), 1)
         backend.release([0])
     for rows in _sizes(batch):
         slots = range(rows)
-        if info.prefill_mode == "rebuild":
-            _check(backend, backend.prefill([PrefillRow(slot, [0]) for slot in slots]), rows)
-        position = 1 if info.prefill_mode == "rebuild" else 0
+        if rebuild:
+            _check(backend, backend.prefill([PrefillRow(slot, prompt) for slot in slots]), rows)
+        position = len(prompt) if rebuild else 0
         _check(backend, backend.decode([DecodeRow(slot, 0, position) for slot in slots]), rows)
         backend.release(list(slots))
 

@@ -27,6 +27,14 @@ def test_runs_every_path_and_leaves_every_slot_free(mode: str, slots: int, lengt
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_prefills_have_a_prompt_of_several_tokens_so_that_the_graph_of_prompts_runs(mode: str) -> None:
+    backend = ModelBackend(2, 40, mode=mode)
+    warm_up(backend)
+    lengths = {len(row.tokens) for call, rows in backend.calls if call == "prefill" for row in rows}
+    assert min(lengths) > 1
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_model_that_makes_nan_is_refused(mode: str) -> None:
     class Broken(ModelBackend):
         def decode(self, rows: object) -> Output:
