@@ -46,6 +46,20 @@ class Server:
         self._drain = subprocess.Popen(["cat"], stdin=self._process.stdout, stdout=subprocess.DEVNULL)
         return self
 
+    @property
+    def generators(self) -> list[int]:
+        """Process ids of the generators that run, oldest first."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                argv = (stat.parent / "cmdline").read_bytes()
+            except OSError:  # it ended meanwhile
+                continue
+            if parent == self._process.pid and b"serve_generator" in argv:
+                found.append(int(stat.parent.name))
+        return sorted(found)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
