@@ -15,11 +15,12 @@ from launcher.cached_config import Wanted, differences
 from launcher.device import inventory
 from launcher.device.inventory import Inventory
 from launcher.device.rooted import machine_root
+from launcher.device.stack import installed
 from launcher.download import Fetched, fetch, is_local
 from launcher.environment import hub_environment
 from launcher.export_program import Runner, Source, cached, export
 from launcher.log_lines import log_entry
-from launcher.neuron_checks import TARGETS
+from launcher.neuron_checks import LAST_LEGACY, TARGETS, release
 from launcher.parameters import Parameters
 from launcher.stopping import Stopping
 from neuron_server import logs
@@ -162,7 +163,10 @@ async def _run(options: ExportOptions, environ: Mapping[str, str]) -> int:
     stopping.listen()
     env = {**hub_environment(environ), "PYTHONUNBUFFERED": "1"}
     runner = Runner(env, _Relay(json_output=options.json_output), stopping)
-    fetched = await _fetched(options, runner, config_only=True)
+    stack = installed(machine_root(environ), environ)
+    legacy = stack.optimum_neuron is not None and release(stack.optimum_neuron) <= LAST_LEGACY
+    # transformers-neuronx compiles with the weights in hand; later releases need only the configuration.
+    fetched = await _fetched(options, runner, config_only=not legacy)
     if fetched is None:
         return _INTERRUPTED
     facts = read_model(fetched.path)

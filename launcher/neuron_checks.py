@@ -43,7 +43,7 @@ _SINCE: Mapping[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = MappingPr
 )
 _NEWEST_KNOWN = (0, 4, 6)
 #: The last release of the legacy generation, and the first whose NxD models the neuron backend takes.
-_LAST_LEGACY, _FIRST_NXD = (0, 1, 0), (0, 3, 0)
+LAST_LEGACY, _FIRST_NXD = (0, 1, 0), (0, 3, 0)
 
 _IMAGE = {
     "legacy": "the image built with NEURON_STACK=legacy",
@@ -145,7 +145,7 @@ def _generation(static: StaticFacts, installed: str, again: str) -> ModelError |
             f"the model was compiled by the HLO backend of optimum-neuron {static.optimum_version or '0.2'}, "
             f"which no release served here has: {again}"
         )
-    if static.generation == "legacy" and have > _LAST_LEGACY:
+    if static.generation == "legacy" and have > LAST_LEGACY:
         return _version(
             "the model was compiled by optimum-neuron before 0.2 (its config.json has a neuron object), "
             f"which the installed {installed} cannot load: use {_IMAGE['legacy']}, or {again}"

@@ -76,13 +76,10 @@ def export(request: ExportRequest, output: Path, work: Path) -> None:
     Raises ``ModelError`` with rule ``export_failed`` (the compiler's last lines in it) or
     ``backend_unavailable``; whatever optimum-neuron raises is its cause.
     """
-    os.environ.setdefault(
-        "BASE_COMPILE_WORK_DIR", os.path.join(work, "nxd", "")
-    )  # all exports share /tmp else
+    # Its default is one directory of /tmp for everybody.
+    os.environ.setdefault("BASE_COMPILE_WORK_DIR", os.path.join(work, "nxd", ""))
     modern = _generation()
-    logger.info(
-        "Compiling %s: this takes from minutes to an hour where the graphs are not cached", _name(request)
-    )
+    logger.info("Compiling %s: minutes to an hour, or seconds where the graphs are cached", _name(request))
     try:
         with heartbeat("Compiling"):
             compiled = _nxd(request) if modern else _legacy(request)
@@ -187,8 +184,9 @@ def _legacy(request: ExportRequest) -> _Compiled:
         auto_cast_type=_CAST[request.dtype],
         trust_remote_code=request.trust_remote_code,
     )
-    if request.model_id is not None:  # without an id it stores a copy of the weights
-        compiled.config.neuron.update(checkpoint_id=request.model_id, checkpoint_revision=request.revision)
+    if request.model_id is not None or not request.store_weights:
+        # Without an id it stores a copy of the weights.
+        compiled.config.neuron.update(checkpoint_id=_name(request), checkpoint_revision=request.revision)
     return cast("_Compiled", compiled)
 
 
