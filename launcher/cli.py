@@ -93,9 +93,11 @@ async def _serve(parameters: Parameters, forward: Forward) -> None:
     launch_plan = await _planned(parameters, env, forward, stopping)
     if launch_plan is None or stopping.requested.is_set():
         return
+    count = len(launch_plan.generators)
+    if not os.environ.get("COMPUTE_TYPE"):  # TGI's form, for the header x-compute-type
+        env["COMPUTE_TYPE"] = f"{count}-{launch_plan.generators[0].backend}"
     for warning in launch_plan.warnings:
         log.warning("%s", warning)
-    count = len(launch_plan.generators)
     what = "One static batch" if count == 1 else f"{count} replicas, each with a static batch"
     log.info("%s of %s tokens:\n%s", what, launch_plan.shape, launch_plan.table())
     await Supervisor(launch_plan, env, forward, stopping).run()
