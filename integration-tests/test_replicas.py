@@ -202,10 +202,12 @@ def tried(launch, model: Path, *flags: str, root: Path | None, **env: str) -> tu
 def test_each_generator_is_started_with_its_own_cores(launch, machine, compiled, tmp_path):
     """They cannot serve here, where optimum-neuron is a name without code, and say so."""
     python = write(
-        tmp_path / "python",
+        tmp_path / "neuron/bin/python",
         f'#!/bin/sh\necho "$NEURON_RT_VISIBLE_CORES" >> "{tmp_path}/cores"\nexec python "$@"\n',
     )
     python.chmod(0o755)
+    # Its packages are those of the machine that is looked at.
+    shutil.copytree(machine / "usr/local/lib", machine / str(tmp_path / "neuron/lib").lstrip("/"))
     env = {
         "NEURON_TGI_GENERATOR_PYTHON": str(python),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
