@@ -4,7 +4,7 @@
 that need no environment of their own. A test that asks for the fixture ``world`` (by way of ``backend`` or
 ``batch``) runs once for each subject, mode and output that it applies to. ``@pytest.mark.group(3)`` says
 which of ``groups.GROUPS`` it shows; ``@pytest.mark.only(mode="rebuild", output="tokens")`` limits where,
-and ``only(once=True)`` to one world of each subject.
+``only(needs="draw")`` to subjects that have this, and ``only(once=True)`` to one world of each subject.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "group(*numbers): shows these groups of the contract of backends")
-    config.addinivalue_line("markers", "only(mode=None, output=None, once=False): limits a contract test")
+    config.addinivalue_line("markers", "only(mode, output, needs, once): limits a contract test to these")
     asked = [name for value in config.getoption("--subject") or DEFAULT for name in value.split(",")]
     for name in asked:
         if name not in PLACES:
@@ -65,6 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for mode in subject.modes
         for output in subject.outputs
         if mode == only.get("mode", mode) and output == only.get("output", output)
+        if getattr(subject, only.get("needs", "name")) is not None
     ]
     if only.get("once"):
         worlds = list({world.subject.name: world for world in worlds}.values())

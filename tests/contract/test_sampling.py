@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from contract.checked_batch import Alone, said
+from contract.subject import Subject
 from contract.twins import Twins
 from contract.world import B, T, World
 
@@ -111,23 +112,23 @@ def _kept_by_transformers(probabilities: np.ndarray, top_p: float) -> set[int]:
     return set(torch.isfinite(scores[0]).nonzero().flatten().tolist())
 
 
+#: Of four tokens with these probabilities: top_p -> what the device keeps, and what transformers does.
+PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
+KEPT = [(0.6, {0}, {0, 1}), (0.9, {0, 1}, {0, 1, 2}), (1.0, {0, 1, 2, 3}, {0, 1, 2, 3})]
+
+
 @pytest.mark.group(14)
-@pytest.mark.parametrize(
-    ("top_p", "on_the_device", "in_transformers"),
-    [(0.6, {0}, {0, 1}), (0.9, {0, 1}, {0, 1, 2}), (1.0, {0, 1, 2, 3}, {0, 1, 2, 3})],
-)
+@pytest.mark.only(needs="draw")
+@pytest.mark.parametrize(("top_p", "on_the_device", "in_transformers"), KEPT)
 def test_top_p_on_the_device_leaves_out_the_token_that_crosses(
-    world: World, top_p: float, on_the_device: set[int], in_transformers: set[int]
+    subject: Subject, top_p: float, on_the_device: set[int], in_transformers: set[int]
 ) -> None:
-    probabilities = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
-    assert _kept_by_transformers(probabilities, top_p) == in_transformers
-    assert _kept_by_the_device(probabilities, top_p) == on_the_device
-    if world.subject.draw is None:
-        return
-    logits = np.full((600, 64), -60.0, np.float32)
-    logits[:, [7, 40, 3, 12]] = np.log(probabilities)
-    seen = world.subject.draw(logits, [DeviceSampling(64, top_p, 1.0)] * len(logits))
+    assert _kept_by_transformers(PROBABILITIES, top_p) == in_transformers
     places = {7: 0, 40: 1, 3: 2, 12: 3}
+    logits = np.full((600, 64), -60.0, np.float32)
+    logits[:, list(places)] = np.log(PROBABILITIES)
+    assert subject.draw is not None
+    seen = subject.draw(logits, [DeviceSampling(64, top_p, 1.0)] * len(logits))
     assert {places[int(token)] for token in seen} == on_the_device
 
 

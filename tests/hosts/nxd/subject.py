@@ -14,15 +14,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import torch
 from contract.subject import GraphCall, Subject, Wanted
 from hosts.nxd import tiny_model, upstream
 from hosts.nxd.model_builder import CompiledModel
 
-from neuron_server.backend import Backend
+from neuron_server.backend import Backend, DeviceSampling
 from neuron_server.backends import neuron_load
 from neuron_server.backends.neuron import NeuronBackend
 from neuron_server.backends.neuron_interface import missing_in_model, missing_names
 from neuron_server.config import GeneratorConfig
+from neuron_server.shape import StaticShape
 
 _NO_CHUNKS = "chunked prefill exists only after optimum-neuron 0.4.5"
 
@@ -56,6 +59,15 @@ def calls(backend: Backend) -> list[GraphCall]:
     return drained
 
 
+def draw(logits: np.ndarray, rows: Sequence[DeviceSampling]) -> np.ndarray:
+    """Upstream's sampler, as it stands at the end of a graph: logits (n, V) -> tokens (n,)."""
+    sampler = upstream.new_sampler(tiny_model.neuron_config(Wanted(StaticShape(4, 8), 4, output="tokens")))
+    parameters = [[row.top_k, row.top_p, row.temperature] for row in rows]
+    torch.manual_seed(1)
+    tokens: np.ndarray = sampler(torch.tensor(logits), torch.tensor(parameters), torch.tensor([0])).numpy()
+    return tokens
+
+
 def drift() -> Sequence[str]:
     """What the product uses of optimum-neuron and the installed release lacks."""
     upstream.stand_in()
@@ -87,6 +99,7 @@ def _subject(version: str) -> Subject:
         make=make,
         alone=tiny_model.alone,
         calls=calls,
+        draw=draw,
         not_applicable={10: _NO_CHUNKS},
         drift=drift,
         placeholders=placeholders,

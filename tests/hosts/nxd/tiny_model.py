@@ -42,9 +42,9 @@ def _checkpoint() -> TemporaryDirectory[str]:
     """The plain model, and beside it its weights for one core; lives as long as the process."""
     directory: TemporaryDirectory[str] = TemporaryDirectory()
     reference().save_pretrained(directory.name)
-    neuron_config = _neuron_config(Wanted(StaticShape(2, 8), 4))
+    config = neuron_config(Wanted(StaticShape(2, 8), 4))
     sharded = str(Path(directory.name) / "checkpoint")
-    upstream.shard_weights(directory.name, sharded, reference().config, neuron_config)
+    upstream.shard_weights(directory.name, sharded, reference().config, config)
     return directory
 
 
@@ -54,7 +54,7 @@ def write_model(directory: Path, wanted: Wanted, *, sharded: bool = True, **keys
     ``sharded``: with the weights of each core, as an export of a local model has them; else the plain ones.
     ``keys`` are further parameters of the neuron config.
     """
-    _neuron_config(wanted, **keys).save_pretrained(str(directory))
+    neuron_config(wanted, **keys).save_pretrained(str(directory))
     (directory / "model.pt").touch()
     left_out = "model.safetensors" if sharded else "checkpoint"
     for file in Path(_checkpoint().name).iterdir():
@@ -62,7 +62,8 @@ def write_model(directory: Path, wanted: Wanted, *, sharded: bool = True, **keys
             (directory / file.name).symlink_to(file)
 
 
-def _neuron_config(wanted: Wanted, **keys: object) -> Any:
+def neuron_config(wanted: Wanted, **keys: object) -> Any:
+    """``NxDNeuronConfig`` for these values; ``keys`` are further parameters of it."""
     return upstream.config_class()(
         **{
             "batch_size": wanted.shape.batch_size,

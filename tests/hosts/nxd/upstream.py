@@ -75,6 +75,14 @@ def new_model(kind: Any, config: Any, neuron_config: Any) -> Any:
     return kind(config=config, neuron_config=neuron_config, traced_model=traced, graph_builders=builders)
 
 
+def new_sampler(neuron_config: Any) -> Any:
+    """What chooses the tokens at the end of a graph."""
+    stand_in()
+    return import_module("optimum.neuron.models.inference.backend.modules.generation.sampling").Sampler(
+        neuron_config
+    )
+
+
 def _load_compiled(path: str) -> CompiledModel:
     """In place of ``torch.jit.load``: the graphs of the configuration that lies beside ``model.pt``."""
     directory = Path(path).parent
