@@ -19,6 +19,8 @@ from neuron_server.errors import ModelError
 from neuron_server.json_object import JsonObject
 from neuron_server.models import read_model
 
+pytestmark = pytest.mark.group(20)
+
 #: Written by optimum-neuron 0.4.5 itself.
 NXD = {
     "_serialized_key": "NxDNeuronConfig", "batch_size": 4, "capacity_factor": None,

@@ -14,6 +14,8 @@ from launcher.server import parse_export
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.models import StaticFacts
 
+pytestmark = pytest.mark.group(21)
+
 
 def entry(batch: int, length: int = 4096, cores: int = 2, **changes: Any) -> StaticFacts:
     made = StaticFacts(

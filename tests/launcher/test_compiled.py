@@ -15,6 +15,8 @@ from launcher.plan import LaunchPlan, Model, plan
 from neuron_server.errors import ConfigError
 from neuron_server.models import ModelFacts
 
+pytestmark = pytest.mark.group(21)
+
 _MODEL = compiled(4, 4096)
 assert _MODEL.static is not None
 MODEL = dataclasses.replace(_MODEL, static=dataclasses.replace(_MODEL.static, cores=2, dtype="bfloat16"))

@@ -18,6 +18,8 @@ from launcher.server import parse_export
 from neuron_server.errors import ModelError
 from neuron_server.models import ModelFacts, StaticFacts
 
+pytestmark = pytest.mark.group(20)
+
 CC = "2.21.33363.0+82129205"
 NXD = StaticFacts(
     batch_size=4, sequence_length=4096, max_context_length=2048, generation="nxd", continuous_batching=True,

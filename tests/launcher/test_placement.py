@@ -19,6 +19,7 @@ def on(backend: str, degree: int = 1) -> Execution:
 # -- cores and threads ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.group(23)
 def test_a_range_that_the_launcher_was_given_is_sliced():
     host = Host(inventory=Inventory(devices=12, cores=CoreRange(8, 16)))
     made = places(on("neuron", 8), 2, host)
@@ -27,6 +28,7 @@ def test_a_range_that_the_launcher_was_given_is_sliced():
     assert made.threads is None
 
 
+@pytest.mark.group(23)
 def test_no_device_and_too_few_cores_are_refused():
     for host, rule in (
         (Host(), "no_neuron_device"),

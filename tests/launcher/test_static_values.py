@@ -9,6 +9,8 @@ from neuron_server.errors import ConfigError
 from neuron_server.models import ModelFacts
 from neuron_server.shape import StaticShape
 
+pytestmark = pytest.mark.group(21)
+
 
 def values(model: ModelFacts, **given: Value) -> StaticValues:
     return static_values(Parameters.of(**given), model)

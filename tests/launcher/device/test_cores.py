@@ -31,6 +31,7 @@ from neuron_server.errors import ConfigError
         ("23", 23, 1),
     ],
 )
+@pytest.mark.group(22)
 def test_every_form_of_visible_cores_is_counted(text, first, count):
     assert parse_visible_cores(text) == CoreRange(first, count)
 
@@ -64,6 +65,7 @@ def test_every_form_of_visible_cores_is_counted(text, first, count):
         ("0-4096", "0-23"),
     ],
 )
+@pytest.mark.group(22)
 def test_anything_else_is_refused_with_what_would_be_right(text, right):
     with pytest.raises(ConfigError) as caught:
         parse_visible_cores(text)
@@ -73,6 +75,7 @@ def test_anything_else_is_refused_with_what_would_be_right(text, right):
 
 
 @pytest.mark.parametrize("text", ["1" * 100_000, "0," * 9_999, "0-4095," * 2_000 + "0", "-" * 20_000])
+@pytest.mark.group(22)
 def test_a_huge_value_is_refused_at_once_and_shown_in_part(text):
     started = time.perf_counter()
     with pytest.raises(ConfigError) as caught:
@@ -81,6 +84,7 @@ def test_a_huge_value_is_refused_at_once_and_shown_in_part(text):
     assert time.perf_counter() - started < 1
 
 
+@pytest.mark.group(22)
 def test_a_range_is_written_as_the_runtime_reads_it():
     for cores in (CoreRange(4, 1), CoreRange(0, 8), CoreRange(16, 8)):
         assert parse_visible_cores(str(cores)) == cores
@@ -88,11 +92,13 @@ def test_a_range_is_written_as_the_runtime_reads_it():
 
 
 @pytest.mark.parametrize(("text", "cores"), [("0", None), ("1", 1), (" 12 ", 12), ("00", None)])
+@pytest.mark.group(22)
 def test_a_number_of_cores_of_0_means_all(text, cores):
     assert parse_number_of_cores(text) == cores
 
 
 @pytest.mark.parametrize("text", ["", "-1", "two", "1.0", "0-3", "9" * 5000, "२"])
+@pytest.mark.group(22)
 def test_a_number_of_cores_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match=r"^NEURON_RT_NUM_CORES is .* must be a number of cores") as caught:
         parse_number_of_cores(text)
@@ -100,37 +106,44 @@ def test_a_number_of_cores_that_is_none_is_refused(text):
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.group(22)
 def test_all_cores_are_available_where_nothing_is_set():
     assert available(24, {}) == CoreRange(0, 24)
 
 
+@pytest.mark.group(22)
 def test_a_number_of_cores_takes_the_first_ones_and_never_more_than_there_are():
     assert available(24, {"NEURON_RT_NUM_CORES": "8"}) == CoreRange(0, 8)
     assert available(2, {"NEURON_RT_NUM_CORES": "8"}) == CoreRange(0, 2)
     assert available(2, {"NEURON_RT_NUM_CORES": "0"}) == CoreRange(0, 2)
 
 
+@pytest.mark.group(22)
 def test_visible_cores_beat_their_number():
     environ = {"NEURON_RT_VISIBLE_CORES": "8-15", "NEURON_RT_NUM_CORES": "nonsense"}
     assert available(24, environ) == CoreRange(8, 8)
 
 
+@pytest.mark.group(22)
 def test_visible_cores_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"'0-7', but only 2 cores .* some of 0-1") as caught:
         available(2, {"NEURON_RT_VISIBLE_CORES": "0-7"})
     assert caught.value.rule == "neuron_cores"
 
 
+@pytest.mark.group(23)
 def test_a_machine_without_cores_has_none_to_share_out():
     with pytest.raises(ValueError, match="0 cores"):
         available(0, {})
 
 
+@pytest.mark.group(23)
 def test_replicas_get_consecutive_cores():
     assert [str(r) for r in replica_ranges(CoreRange(0, 24), 8, 3)] == ["0-7", "8-15", "16-23"]
     assert [str(r) for r in replica_ranges(CoreRange(0, 2), 1, 2)] == ["0", "1"]
 
 
+@pytest.mark.group(23)
 def test_replicas_share_the_range_that_was_given_to_us():
     assert [str(r) for r in replica_ranges(CoreRange(8, 8), 4, 2)] == ["8-11", "12-15"]
     assert [str(r) for r in replica_ranges(CoreRange(8, 9), 4, 2)] == ["8-11", "12-15"]
@@ -151,6 +164,7 @@ def test_replicas_share_the_range_that_was_given_to_us():
         (CoreRange(0, 24), 10**30, 10**30, "can be used (0-23)"),
     ],
 )
+@pytest.mark.group(23)
 def test_too_few_cores_say_how_many_and_what_would_fit(cores, tensor_parallel, replicas, would_fit):
     with pytest.raises(ConfigError) as caught:
         replica_ranges(cores, tensor_parallel, replicas)
@@ -159,18 +173,21 @@ def test_too_few_cores_say_how_many_and_what_would_fit(cores, tensor_parallel, r
 
 
 @pytest.mark.parametrize(("tensor_parallel", "replicas"), [(0, 1), (1, 0), (-2, 1), (8, -1)])
+@pytest.mark.group(23)
 def test_no_cores_or_no_replicas_are_refused(tensor_parallel, replicas):
     with pytest.raises(ConfigError, match="at least 1"):
         replica_ranges(CoreRange(0, 24), tensor_parallel, replicas)
 
 
 @pytest.mark.parametrize("degree", [1, 2, 4, 8, 24])
+@pytest.mark.group(23)
 def test_a_documented_degree_warns_of_nothing_on_inf2(degree):
     assert warn_degree(degree) is None
     assert warn_degree(degree, "inf2.48xlarge") is None
 
 
 @pytest.mark.parametrize("degree", [3, 6, 10, 12, 16, 32])
+@pytest.mark.group(23)
 def test_another_degree_warns_on_inf2_with_those_there_are(degree):
     for instance in (None, "inf2.48xlarge"):
         warning = warn_degree(degree, instance)
@@ -179,6 +196,7 @@ def test_another_degree_warns_on_inf2_with_those_there_are(degree):
         assert "1, 2, 4, 8 and 24" in warning
 
 
+@pytest.mark.group(23)
 def test_trainium_has_degrees_of_its_own():
     assert warn_degree(32, "trn1.32xlarge") is None
     assert warn_degree(64, "trn1n.32xlarge") is None

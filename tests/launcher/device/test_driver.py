@@ -6,6 +6,8 @@ from launcher.device.driver import RELEASES, check, doubt, mismatch, release_of,
 from launcher.device.versions import numbers
 from neuron_server.errors import ConfigError
 
+pytestmark = pytest.mark.group(24)
+
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda r: r.sdk)
 def test_what_was_shipped_together_goes_together(release):

@@ -11,6 +11,8 @@ from launcher.device.inventory import Inventory, inspect
 from launcher.device.rooted import machine_root, read
 from neuron_server.errors import ConfigError
 
+pytestmark = pytest.mark.group(22)
+
 
 def test_a_healthy_inf2_xlarge_has_one_device_of_two_cores(tmp_path):
     assert inspect(machines.inf2_xlarge(tmp_path), {}) == Inventory(
