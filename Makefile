@@ -94,8 +94,8 @@ test-neuron-host-0.0.28: COLUMN := legacy-0.0.28
 .PHONY: $(HOSTS:%=test-neuron-host-%)
 $(HOSTS:%=test-neuron-host-%): test-neuron-host-%: build/hosts/%/installed
 	@rm -f build/contract/$(COLUMN).json
-	build/hosts/$*/bin/python -m pytest tests/contract tests/hosts/$(firstword $(subst -, ,$(COLUMN))) tests/hosts/export \
-	    --subject $(COLUMN) -W ignore::pytest.PytestConfigWarning $(ARGS)
+	build/hosts/$*/bin/python -m pytest tests/contract tests/hosts --subject $(COLUMN) \
+	    -W ignore::pytest.PytestConfigWarning $(ARGS)
 
 build/hosts/%/installed: tests/hosts/requirements-%.txt .venv/installed
 	@$(BIN)/python -m venv --clear build/hosts/$*

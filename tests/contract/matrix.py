@@ -118,9 +118,9 @@ def write(directory: Path = RESULTS, table: Path = TABLE) -> Matrix:
     return matrix
 
 
-def main(columns: Sequence[str]) -> int:
+def main(columns: Sequence[str], directory: Path = RESULTS, table: Path = TABLE) -> int:
     """Print the page; the status is 1 for a failure anywhere, or a gap in one of ``columns``."""
-    matrix = write()
+    matrix = write(directory, table)
     sys.stdout.write(matrix.text())
     wrong = [
         f"group {group} in {column}: {cell}"
