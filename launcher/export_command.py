@@ -30,7 +30,7 @@ from neuron_server.models import ModelFacts, StaticFacts, check_supported, read_
 DTYPES = ("float32", "bfloat16", "float16")
 #: optimum-neuron's own defaults, where it has them for every release: one slot, and no more than this.
 DEFAULT_LENGTH = 4096
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +162,13 @@ async def _run(options: ExportOptions, environ: Mapping[str, str]) -> int:
     stopping = Stopping()
     stopping.listen()
     env = {**hub_environment(environ), "PYTHONUNBUFFERED": "1"}
-    runner = Runner(env, _Relay(json_output=options.json_output), stopping)
+    runner = Runner(env, Relay(json_output=options.json_output), stopping)
     stack = installed(machine_root(environ), environ)
     legacy = stack.optimum_neuron is not None and release(stack.optimum_neuron) <= LAST_LEGACY
     # transformers-neuronx compiles with the weights in hand; later releases need only the configuration.
     fetched = await _fetched(options, runner, config_only=not legacy)
     if fetched is None:
-        return _INTERRUPTED
+        return INTERRUPTED
     facts = read_model(fetched.path)
     check_supported(facts, trust_remote_code=options.trust_remote_code)
     if facts.static is not None:
@@ -188,7 +188,7 @@ async def _run(options: ExportOptions, environ: Mapping[str, str]) -> int:
     )
     await _tell_cached(runner, source, static, options)
     if stopping.requested.is_set():
-        return _INTERRUPTED
+        return INTERRUPTED
     made = await export(
         runner,
         source,
@@ -197,7 +197,7 @@ async def _run(options: ExportOptions, environ: Mapping[str, str]) -> int:
         instance_type=options.instance_type,
         sampling=options.on_device_sampling,
     )
-    return _INTERRUPTED if made is None else 0
+    return INTERRUPTED if made is None else 0
 
 
 async def _fetched(options: ExportOptions, runner: Runner, *, config_only: bool) -> Fetched | None:
@@ -242,7 +242,7 @@ def _resolved(path: str) -> Path:
     return Path(os.path.realpath(path))
 
 
-class _Relay:
+class Relay:
     """Says the programs' lines: those of their log in the form that was asked for, others as they are."""
 
     def __init__(self, *, json_output: bool) -> None:

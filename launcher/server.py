@@ -15,11 +15,12 @@ from argparse import BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher import export_command
+from launcher import download_export, export_command
 from launcher.download import PROGRAM, is_local
 from launcher.environment import hub_environment
 from launcher.exit_codes import LaunchError, exit_code
 from launcher.export_command import ExportOptions
+from launcher.parameters import Parameters
 from neuron_server.errors import ConfigError, ModelError
 
 _SERVE = """text-generation-server serve is not offered: TGI's router talks to its shards in TGI's own gRPC
@@ -76,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument(
         "--trust-remote-code", action=BooleanOptionalAction, help="fetch the model's own code too"
     )
+    download.add_argument(
+        "--export", action="store_true",
+        help="on a machine with Neuron devices: compile a plain model too, as the compile cache has it",
+    )  # fmt: skip
+    for name, what in (
+        ("max-batch-size", "slots"), ("max-total-tokens", "tokens of a slot"), ("num-shard", "NeuronCores"),
+    ):  # fmt: skip
+        download.add_argument(f"--{name}", type=int, help=f"with --export: {what}, as for the launcher")
+    download.add_argument("--dtype", choices=export_command.DTYPES, help="with --export: as for the launcher")
     download.add_argument("--extension", default=".safetensors", help="accepted without effect")
     download.add_argument("--auto-convert", action=BooleanOptionalAction, help="accepted without effect")
     download.add_argument("--merge-lora", action=BooleanOptionalAction, help="accepted without effect")
@@ -89,6 +99,13 @@ def parse_export(arguments: Sequence[str]) -> ExportOptions:
     return export_command.parse_options(_parser().parse_args(["export", *arguments]))
 
 
+def _download_and_export(args: argparse.Namespace) -> int:
+    names = ("revision", "max_batch_size", "max_total_tokens", "num_shard", "dtype")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    parameters = Parameters.of(**given, trust_remote_code=bool(args.trust_remote_code))
+    return download_export.run(args.model_id, parameters, os.environ, json_output=bool(args.json_output))
+
+
 def main() -> None:
     """The console entry point: become the download, or export."""
     arguments = sys.argv[1:]
@@ -98,6 +115,8 @@ def main() -> None:
     try:
         if arguments[:1] == ["export"]:
             sys.exit(export_command.run(parse_export(arguments[1:]), os.environ))
+        if "--export" in arguments:
+            sys.exit(_download_and_export(_parser().parse_args(arguments)))
         made = command(arguments, os.environ)
     except (ConfigError, ModelError, LaunchError) as error:
         sys.stderr.write(f"Error: {error}\n")

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from neuron_world import entry, neuron_world, plain_model
 
 from launcher.download import PROGRAM
+from launcher.exit_codes import exit_code
 from launcher.server import command
 from neuron_server.errors import ModelError
 
@@ -95,3 +97,16 @@ def test_a_verb_is_needed_and_a_path_to_nothing_has_its_status():
     assert done.returncode == 20
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_with_export_a_plain_model_is_compiled_as_the_launcher_would(tmp_path):
+    machine, model = neuron_world(tmp_path), plain_model(tmp_path / "model")
+    entries = json.dumps([entry(32), entry(4)])
+    flags = ("--export", "--max-batch-size", "4")
+    done = run("download-weights", str(model), *flags, **machine.env, FAKE_ENTRIES=entries)
+    assert done.returncode == 0, done.stderr
+    path = Path(json.loads(done.stdout.splitlines()[-1])["path"])
+    assert path.is_relative_to(machine.hub)
+    assert json.loads((path / "neuron_config.json").read_text())["batch_size"] == 4
+    done = run("download-weights", str(model), "--export", "--max-batch-size", "5", **machine.env)
+    assert done.returncode == exit_code("no_cached_config")
