@@ -39,9 +39,16 @@ def is_local(model_id: str) -> bool:
     Raises ``ModelError`` (rule ``model_missing``) when it can be neither, or looks like a path to nothing.
     """
     path = Path(model_id)
-    if path.is_dir():
-        return True
-    if path.exists():
+    try:
+        if path.is_dir():
+            return True
+        exists = path.exists()
+    except OSError as error:  # closed to us, or longer than any path
+        shown = model_id if len(model_id) <= 200 else f"{model_id[:200]}..."
+        raise ModelError(
+            f"--model-id is {shown}, which cannot be looked into: {error.strerror}", rule="model_missing"
+        ) from error
+    if exists:
         raise ModelError(f"--model-id is {model_id}, which is a file, not a directory", rule="model_missing")
     if not _HUB_ID.fullmatch(model_id) or ".." in model_id:
         raise ModelError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from launcher.device.heads import split_heads
 from launcher.device.instances import CORE_BYTES
 from launcher.host import Host
 from neuron_server.config import DType
@@ -83,12 +84,13 @@ def on_processor(need: Need, host: Host) -> Account:
 def on_cores(need: Need, tensor_parallel: int, host: Host) -> Account:
     """What one core holds of a replica; ``ConfigError`` (rule ``memory``) if the cache alone is too large.
 
-    Every core holds one head of the cache at least, so that a degree above the number of heads copies them.
-    Weights are taken to be split evenly. They only warn: files may hold more than is loaded.
+    The heads of the cache are padded and copied as ``launcher/device/heads.py`` says. Weights are
+    taken to be split evenly. They only warn: files may hold more than is loaded.
     """
     cache, weights, facts = need.cache, need.weights, need.facts
     if cache is not None and facts.kv_heads:
-        cache = cache // facts.kv_heads * -(-facts.kv_heads // tensor_parallel)
+        split = split_heads(facts.heads or facts.kv_heads, facts.kv_heads, tensor_parallel)
+        cache = cache // facts.kv_heads * split.kv_heads_per_core(tensor_parallel)
     weights_of_core = None if weights is None else -(-weights // tensor_parallel)
     sizes = {"weights per core": weights_of_core, "KV cache per core": cache, "memory of a core": CORE_BYTES}
     needed = (cache or 0) + (weights_of_core or 0)

@@ -67,6 +67,9 @@ REFUSED_FAMILIES: Mapping[str, str] = {
     family: reason for reason, families in _REASONS.items() for family in families.split()
 }
 
+#: Texts are scaled to some multiple of the positions that were trained; a damaged file may say anything.
+_MOST_SCALING = 10**6
+
 #: Ends of architecture names that are not a causal language model (``config.architectures``).
 _OTHER_HEADS = (
     *("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
@@ -80,8 +83,8 @@ class ModelFacts:
     """A model directory in numbers. What the files do not say is ``None``.
 
     ``max_positions``: the longest text the positions allow, in tokens; ``None`` when unbounded (ALiBi).
-    ``kv_heads`` counts the heads that are *cached* (falcon's new decoder caches every head). ``dtype`` is
-    the checkpoint's. ``eos_token_ids``: see ``read_eos_ids``.
+    ``heads`` are those of attention, ``kv_heads`` those that are *cached* (falcon's new decoder caches every
+    head). ``dtype`` is the checkpoint's. ``eos_token_ids``: see ``read_eos_ids``.
     """
 
     model_type: str
@@ -96,6 +99,7 @@ class ModelFacts:
     is_encoder_decoder: bool = False
     quantization: str | None = None
     static: StaticFacts | None = None
+    heads: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -114,16 +118,22 @@ class ModelFacts:
 def read_model(path: str | Path) -> ModelFacts:
     """Facts of the model in the directory ``path``; unknown keys are ignored.
 
-    Raises ``ModelError`` with rule ``model_missing`` (no such directory, no ``config.json``) or
-    ``config_corrupt`` (not JSON, or a value that cannot be). Does not judge the family: ``check_supported``.
+    Raises ``ModelError`` with rule ``model_missing`` (no such directory, no ``config.json``),
+    ``config_corrupt`` (not JSON, or a value that cannot be) or ``unsupported_model`` (a model of several
+    parts, of which none can be read for the whole). Does not judge the family: ``check_supported``.
     """
     root = Path(path)
-    if not root.is_dir():
-        what = "is not a directory" if root.exists() else "does not exist"
-        raise ModelError(f"model directory {str(path)!r} {what}", rule="model_missing")
-    if not (root / "config.json").is_file():
-        raise ModelError(f"model directory {str(path)!r} holds no config.json", rule="model_missing")
+    try:
+        if not root.is_dir():
+            what = "is not a directory" if root.exists() else "does not exist"
+            raise ModelError(f"model directory {str(path)!r} {what}", rule="model_missing")
+        if not (root / "config.json").is_file():
+            raise ModelError(f"model directory {str(path)!r} holds no config.json", rule="model_missing")
+    except OSError as error:  # closed to us
+        reason = f"model directory {str(path)!r} cannot be looked into: {error.strerror}"
+        raise ModelError(reason, rule="model_missing") from error
     config = JsonObject.load(root / "config.json")
+    _check_of_one_part(config)
     return _facts(config, read_eos_ids(root), read_static(root, config))
 
 
@@ -161,6 +171,16 @@ def check_supported(facts: ModelFacts, *, trust_remote_code: bool = False) -> No
         raise ModelError(f"model type {facts.model_type!r} {reason}", rule="unsupported_model")
 
 
+def _check_of_one_part(config: JsonObject) -> None:
+    """Refuse a model whose sizes are those of its parts: text beside images or sound."""
+    if config.values.get("vocab_size") is None and isinstance(config.values.get("text_config"), dict):
+        family = config.text("model_type") or ""
+        reason = (
+            REFUSED_FAMILIES.get(family) or "has a text_config beside others; only text models are served"
+        )
+        raise ModelError(f"model type {family!r} {reason}", rule="unsupported_model")
+
+
 # -- reading -------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +201,7 @@ def _facts(config: JsonObject, eos_token_ids: frozenset[int], static: StaticFact
         is_encoder_decoder=config.boolean("is_encoder_decoder"),
         quantization=(quantization.text("quant_method") or "unknown method") if quantization else None,
         static=static,
+        heads=_heads(config),
     )
 
 
@@ -231,5 +252,7 @@ def _max_positions(config: JsonObject) -> int | None:
         return min(longest, original or longest)
     factor = scaling.values.get("factor")
     if kind in ("linear", "yarn") and isinstance(factor, (int, float)) and factor > 1:
+        if factor > _MOST_SCALING:
+            raise scaling.wrong("factor", f"at most {_MOST_SCALING}")
         return max(longest, int((original or longest) * factor))
     return longest

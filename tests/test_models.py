@@ -70,6 +70,7 @@ def test_a_llama_is_read(tmp_path: Path) -> None:
         vocab_size=128256,
         dtype="bfloat16",
         eos_token_ids=frozenset({128001, 128008, 128009}),
+        heads=32,
     )
 
 
@@ -139,6 +140,31 @@ def test_rope_scaling_counts_where_it_leaves_other_rows_alone(
     assert found.max_positions == longest
 
 
+def test_a_scaling_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, {**LLAMA, "rope_scaling": {"type": "linear", "factor": float("inf")}})
+    assert refused(path).rule == "config_corrupt"
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [("llama4", "takes images or sound"), ("gemma3", "has a text_config beside others")],
+)
+def test_a_model_of_several_parts_is_unsupported_not_damaged(tmp_path: Path, family: str, why: str) -> None:
+    error = refused(write(tmp_path, {"model_type": family, "text_config": {"hidden_size": 64}}))
+    assert error.rule == "unsupported_model"
+    assert f"model type {family!r} {why}" in str(error)
+
+
+def test_a_directory_that_is_closed_to_us_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", closed)  # root, as tests may be, is refused nothing
+    error = refused(write(tmp_path, LLAMA))
+    assert error.rule == "model_missing"
+    assert str(error).endswith("cannot be looked into: Permission denied")
+
+
 def test_longrope_takes_the_original_length_from_the_top_level_too(tmp_path: Path) -> None:
     found = facts(
         tmp_path,
@@ -165,6 +191,7 @@ def test_a_plain_model_fixes_no_shape(tmp_path: Path) -> None:
     assert facts(tmp_path).static is None
 
 
+@pytest.mark.group(20)
 def test_a_neuron_config_fixes_the_shape(tmp_path: Path) -> None:
     static = read_model(write(tmp_path, LLAMA, neuron_config=NXD)).static
     assert static is not None
@@ -173,6 +200,7 @@ def test_a_neuron_config_fixes_the_shape(tmp_path: Path) -> None:
     assert (static.dtype, static.optimum_version) == ("bfloat16", "0.4.5")
 
 
+@pytest.mark.group(20)
 def test_a_neuron_config_may_leave_out_what_has_a_default(tmp_path: Path) -> None:
     short = {"batch_size": 1, "sequence_length": 4096}
     static = read_model(write(tmp_path, LLAMA, neuron_config=short)).static
@@ -180,6 +208,7 @@ def test_a_neuron_config_may_leave_out_what_has_a_default(tmp_path: Path) -> Non
     assert (static.max_context_length, static.continuous_batching, static.cores) == (4096, False, 1)
 
 
+@pytest.mark.group(20)
 def test_a_legacy_section_fixes_the_shape(tmp_path: Path) -> None:
     static = facts(tmp_path, neuron=LEGACY).static
     assert static is not None
@@ -187,6 +216,7 @@ def test_a_legacy_section_fixes_the_shape(tmp_path: Path) -> None:
     assert (static.generation, static.cores, static.dtype) == ("legacy", 2, "float16")
 
 
+@pytest.mark.group(20)
 def test_the_oldest_legacy_section_is_read_too(tmp_path: Path) -> None:
     oldest = {
         "task": "text-generation", "batch_size": 1, "num_cores": 2, "auto_cast_type": "f32",
@@ -198,6 +228,7 @@ def test_the_oldest_legacy_section_is_read_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["batch_size", "sequence_length"])
+@pytest.mark.group(20)
 def test_a_compiled_model_without_its_shape_is_corrupt(tmp_path: Path, key: str) -> None:
     without = {k: v for k, v in NXD.items() if key not in k}
     error = refused(write(tmp_path, LLAMA, neuron_config=without))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from launcher.device.heads import HeadSplit, split_heads
 from launcher.device.instances import CORE_BYTES, Instance
 from launcher.planner import families
 from launcher.planner.families import Mode, Support
-from launcher.planner.heads import HeadSplit, split_heads
 from launcher.planner.memory import COMFORTABLE, CoreMemory, HostMemory, Load, core_memory, host_memory
 from launcher.planner.planned import PlannedModel
 from launcher.planner.prediction import Case, NotPredicted, Prediction, Workload, predict

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.device.heads import HeadSplit
 from launcher.device.instances import CORE_BYTES
 from launcher.planner.dimensions import Dimensions
-from launcher.planner.heads import HeadSplit
 from neuron_server.compiled_model import Generation
 from neuron_server.shape import StaticShape
 
@@ -77,7 +77,7 @@ def core_memory(
     """The account of one core of ``tensor_parallel``; the parameters are those of the file."""
     on_device = parameters + _added_parameters(sizes, split)
     weights = -(-on_device // tensor_parallel) * load.itemsize
-    per_core = split.kv_heads // tensor_parallel
+    per_core = split.kv_heads_per_core(tensor_parallel)
     cache = load.shape.cache_bytes(
         layers=sizes.layers, kv_heads=per_core, head_dim=sizes.head_dim, itemsize=load.itemsize
     )

@@ -68,6 +68,13 @@ def test_a_path_to_nothing_is_said_at_once(model_id, tmp_path, monkeypatch):
     assert f"--model-id is {model_id}" in str(caught.value)
 
 
+def test_what_is_longer_than_a_path_can_be_is_refused_and_not_printed_whole():
+    with pytest.raises(ModelError, match="cannot be looked into") as caught:
+        is_local("a" * 10_000)
+    assert caught.value.rule == "model_missing"
+    assert len(str(caught.value)) < 400
+
+
 def test_a_file_is_no_model(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ModelError, match="is a file"):

@@ -46,6 +46,12 @@ def test_more_cores_than_heads_copy_them():
     assert on_cores(three, 2, Host()).sizes["KV cache per core"] == CACHE  # two of three heads
 
 
+def test_heads_that_fit_no_degree_are_cached_as_the_planner_says():
+    """9 heads of which 3 are cached, on 2 cores: optimum-neuron pads to 10 and caches all of them."""
+    nine = dataclasses.replace(need(), facts=dataclasses.replace(facts(), heads=9, kv_heads=3))
+    assert on_cores(nine, 2, Host()).sizes["KV cache per core"] == CACHE // 2 * 5
+
+
 def test_a_cache_that_no_core_can_hold_is_refused():
     with pytest.raises(ConfigError) as caught:
         on_cores(need(batch=4096, length=32768), 1, Host())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from planner import plans
 
-from launcher.planner.heads import split_heads
+from launcher.device.heads import split_heads
 from launcher.planner.memory import (
     GRAPH_BYTES,
     MICROCODE_BYTES,

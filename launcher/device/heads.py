@@ -18,6 +18,10 @@ class HeadSplit:
     kv_heads: int
     notes: tuple[str, ...] = ()
 
+    def kv_heads_per_core(self, tensor_parallel: int) -> int:
+        """KV heads that each core caches; ``tensor_parallel`` is the degree that was split for."""
+        return self.kv_heads // tensor_parallel
+
 
 def split_heads(heads: int, kv_heads: int, tensor_parallel: int) -> HeadSplit:
     """What ``heads`` attention heads and ``kv_heads`` KV heads become on ``tensor_parallel`` cores."""

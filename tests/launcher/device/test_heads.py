@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.planner.heads import split_heads
+from launcher.device.heads import split_heads
 
 
 @pytest.mark.parametrize(
