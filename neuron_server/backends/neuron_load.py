@@ -40,6 +40,8 @@ _SERVED: dict[str, tuple[tuple[Any, ...], str]] = {  # Any: JSON
     "padding_side": ((None, "right"), "prompts are padded on the right"),
     "async_mode": ((None, False), "every call waits for its result"),
     "is_chunked_prefill": ((None, False), "prompts are prefilled whole"),
+    # 0.3 chooses the prefill graph by counting the tokens of a prompt that are not the pad token.
+    "enable_bucketing": ((None, False), "a prompt with pad tokens in it would be cut short without a word"),
 }
 
 #: The one model of this process: the runtime fixes its cores when the first is loaded.

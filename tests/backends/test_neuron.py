@@ -374,6 +374,7 @@ def test_another_shape_than_the_compiled_is_refused(
         {"padding_side": "left"},
         {"async_mode": True},
         {"is_chunked_prefill": True},
+        {"enable_bucketing": True},
         {"_serialized_key": "HloNeuronConfig"},
         {"_serialized_key": "NxDVLMNeuronConfig"},
         {"max_batch_size": 8},

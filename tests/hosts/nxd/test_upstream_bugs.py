@@ -109,6 +109,19 @@ def test_bug_b_left_padding_changes_the_shorter_prompt_of_a_batch(load: Load) ->
     assert off(short, THREE) > OFF
 
 
+@only_030
+def test_with_buckets_a_prompt_that_holds_pad_tokens_is_cut_short() -> None:
+    """The graph of a prompt is chosen by how many of its tokens are not the pad token."""
+    upstream.stand_in()
+    from optimum.neuron.models.inference.backend.modules import autobucketing
+
+    tokens = torch.tensor([[5, 0, 0, 6, 0, 0, 7] + [0] * 9], dtype=torch.int32)
+    buckets = autobucketing.generate_buckets(4, 16)
+    assert buckets == [4, 8, 16]
+    [cut], _ = autobucketing.get_context_encoder_bk()([tokens], torch.tensor(buckets), "right", 0)
+    assert cut.tolist() == [[5, 0, 0, 6]]
+
+
 def test_left_padding_changes_the_prompt_in_every_release(load: Load) -> None:
     model = load()
     logits = call(model, [FIVE, [0, 0, *THREE]], [[0, 1, 2, 3, 4], [1, 1, 0, 1, 2]], [0, 1])
