@@ -19,6 +19,17 @@ CORES, CAST = "HF_NUM_CORES", "HF_AUTO_CAST_TYPE"
 _FLAGS = ("max_batch_size", "max_total_tokens", "max_input_tokens", "max_batch_prefill_tokens")
 
 
+#: Names that optimum-neuron 0.0.21 knew, and nothing since.
+_FORMER = {"HF_BATCH_SIZE": "MAX_BATCH_SIZE", "HF_SEQUENCE_LENGTH": "MAX_TOTAL_TOKENS"}
+
+
+def former_names(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence for each variable that is set and that nobody reads any more."""
+    return tuple(
+        f"{old} has no effect: its name is {new} now" for old, new in _FORMER.items() if environ.get(old)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
     """The parameters to plan with, and what to tell about it."""
@@ -36,12 +47,12 @@ def settle(parameters: Parameters, facts: ModelFacts, environ: Mapping[str, str]
     _check_cast(static, environ)
     compiled = {"max_batch_size": static.batch_size, "max_total_tokens": static.sequence_length}
     smaller = {name: value for name, value in compiled.items() if _asks_for_less(parameters[name], value)}
+    given = {name: Given(value, Source.MODEL, name) for name, value in smaller.items()}
     warnings = (
         f"{parameters[name]}: {value} is served, as the model was compiled for that"
         for name, value in smaller.items()
     )
-    given = {name: Given(value, Source.MODEL, name) for name, value in smaller.items()}
-    return Settled(parameters.replaced(given), tuple(warnings))
+    return Settled(parameters.replaced(given), (*warnings, *former_names(environ)))
 
 
 def _all_set(parameters: Parameters, environ: Mapping[str, str]) -> bool:

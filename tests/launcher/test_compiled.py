@@ -163,3 +163,9 @@ def test_the_variables_are_read_as_the_command_reads_them(monkeypatch):
 
     build(launch)([], standalone_mode=False)
     assert settle(seen[0], MODEL, {}).parameters["max_batch_size"].value == 4
+
+
+def test_names_of_long_ago_are_told_to_be_so():
+    made = started(environ={"HF_BATCH_SIZE": "4", "HF_SEQUENCE_LENGTH": ""})
+    assert "HF_BATCH_SIZE has no effect: its name is MAX_BATCH_SIZE now" in made.warnings
+    assert not any("HF_SEQUENCE_LENGTH" in warning for warning in made.warnings)
