@@ -49,10 +49,10 @@ class CompiledModel:
         return self._tokens(tensor, rows) if self.info.samples else self._logits(tensor, rows)
 
     def _tokens(self, tensor: torch.Tensor, rows: int) -> Result:
-        tokens = tensor.cpu().numpy().astype(np.int64)
-        if tokens.shape != (rows,) or not ((tokens >= 0) & (tokens < self.info.vocab_size)).all():
-            raise RuntimeError(f"the device returned {tokens}, which are not {rows} tokens")
-        return tokens
+        # Whether they are tokens of the vocabulary is judged for each row, in engine/choosing.py.
+        if tensor.shape != (rows,):
+            raise RuntimeError(f"the device returned the shape {tuple(tensor.shape)}, not {rows} tokens")
+        return tensor.cpu().numpy().astype(np.int64)
 
     def _logits(self, tensor: torch.Tensor, rows: int) -> Result:
         if tensor.ndim != 3 or tensor.shape[:2] != (rows, 1) or tensor.shape[2] < self.info.vocab_size:

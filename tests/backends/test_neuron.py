@@ -24,8 +24,10 @@ from neuron_server.backend import DecodeRow, DeviceSampling, PrefillRow
 from neuron_server.backends import load_backend, neuron_load
 from neuron_server.backends.neuron_interface import CONFIG, FORWARD, missing_in_model, missing_names
 from neuron_server.config import GeneratorConfig
+from neuron_server.engine.engine import Engine, Joiner
 from neuron_server.errors import ConfigError, DeviceFailedError, ModelError
 from neuron_server.models import read_model
+from neuron_server.request import GenerationRequest
 from neuron_server.shape import StaticShape
 
 B, T, C = 4, 32, 20
@@ -215,12 +217,30 @@ def test_a_result_of_another_shape_is_a_failure_of_the_device(answer: torch.Tens
         backend.release([])
 
 
-@pytest.mark.parametrize("answer", [[-1], [V], [1, 2], [[1]]], ids=str)
-def test_tokens_that_are_none_are_a_failure_of_the_device(answer: list[int]) -> None:
+@pytest.mark.parametrize("answer", [[1, 2], [[1]], 1], ids=str)
+def test_tokens_of_another_shape_are_a_failure_of_the_device(answer: Any) -> None:
     backend, model = scripted(SHAPE, C, output="tokens")
     model.answer = torch.tensor(answer)
     with pytest.raises(DeviceFailedError, match="not 1 tokens"):
         backend.prefill([PrefillRow(0, [1, 2])])
+
+
+@pytest.mark.parametrize("mode", ["insert", "rebuild"])
+@pytest.mark.parametrize("stray", [-1, V])
+def test_a_token_outside_the_vocabulary_ends_its_own_request_and_no_other(mode: Any, stray: int) -> None:
+    """One row without a distribution is no broken device: whose row it is learns of it."""
+    backend, model = scripted(SHAPE, C, mode, "tokens")
+    engine: Engine[str] = Engine(backend)
+    requests = {key: GenerationRequest((n, 7), 2, max_new_tokens=8) for n, key in enumerate("ab")}
+    engine.place([Joiner(key, request, 0.0) for key, request in requests.items()])
+    model.answer = torch.tensor([5, stray, 6, 6][: 2 if mode == "insert" else B])
+    outcome = engine.step()
+    assert [(key, event.token_id) for key, event in outcome.tokens] == [("a", 5)]
+    [(key, error)] = outcome.errors
+    assert (key, engine.running) == ("b", 1)
+    assert f"token {stray} " in str(error)
+    model.answer = None
+    assert [key for key, _ in engine.step().tokens] == ["a"]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("NRT_EXEC_BAD"), IndexError("index 9"), SystemError("no")])
