@@ -27,6 +27,7 @@ from launcher.neuron_model import Launch, neuron_model
 from launcher.output import Output, text_notice
 from launcher.parameters import Given, Parameters, Source
 from launcher.plan import LaunchPlan, Model, check_arguments, plan
+from launcher.report_output import open_closed_streams
 from launcher.sockets import private_directory_name
 from launcher.stopping import Stopping
 from launcher.supervisor import Supervisor
@@ -49,9 +50,13 @@ VERBS: Mapping[str, str] = {
 #: Columns of a ``--help`` that no terminal shows (``docker run IMAGE --help``): no flag's name is cut.
 _HELP_WIDTH = "120"
 
+#: The status of what Ctrl-C ended, as shells have it; a server that was started stops by itself, with 0.
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """The console entry point; ends the process with a status from the table of exit codes."""
+    open_closed_streams()
     if not sys.stdout.isatty():
         os.environ.setdefault("TERMINAL_WIDTH", _HELP_WIDTH)  # typer reads it
     verb = VERBS.get(sys.argv[1]) if len(sys.argv) > 1 else None
@@ -64,6 +69,8 @@ def main() -> None:
         _fail(error.rule, last_line(error.rule, str(error)))
     except LaunchError as error:
         _fail(error.rule, f"{error}\nError: {error.kind}")
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
 def launch(parameters: Parameters) -> int:

@@ -18,6 +18,10 @@ _SOURCES = {"COMMANDLINE": Source.FLAG, "ENVIRONMENT": Source.ENVIRONMENT}
 HELP = """Serve a causal language model over TGI's HTTP API from one static batch of B x T.
 
 Every flag has an environment variable of the same name (--max-total-tokens: MAX_TOTAL_TOKENS); the flag wins.
+
+Two verbs serve nothing, each with its own --help: "text-generation-launcher plan" says which Inferentia2
+instances a model fits, in which configuration, and how fast it would be; "text-generation-launcher doctor" says
+what on this machine would keep a model from being served.
 """
 
 

@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from launcher.doctor import machine, model, neuron
 from launcher.doctor.case import Case
 from launcher.doctor.finding import Finding, Status, fail
 from launcher.parameters import Parameters
+from launcher.report_output import print_report
 from launcher.vertex import with_vertex_port
 
 log = logging.getLogger("text_generation_launcher")
@@ -84,9 +84,7 @@ def report(parameters: Parameters, as_json: bool) -> int:
     """Examine this machine, print the report, and return the status."""
     case = Case(with_vertex_port(parameters, os.environ), os.environ, machine_root(os.environ))
     findings = examine(case)
-    text = as_objects(findings) if as_json else as_lines(findings)
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+    print_report(as_objects(findings) if as_json else as_lines(findings))
     return int(any(finding.status is Status.FAIL for finding in findings))
 
 

@@ -21,6 +21,7 @@ from launcher.planner.planned import read_planned
 from launcher.planner.question import Settings, dtype_of, instances_of, question, support_of
 from launcher.planner.report import Report
 from launcher.planner.text_report import text_report
+from launcher.report_output import print_report
 from launcher.stopping import Stopping
 from neuron_server.errors import ModelError
 from neuron_server.models import read_model
@@ -108,7 +109,7 @@ def _command(
         new_tokens=new_tokens,
     )
     report = make_report(settings, model_id, revision)
-    sys.stdout.write(json_report(report) + "\n" if json_output else text_report(report))
+    print_report(json_report(report) + "\n" if json_output else text_report(report))
     raise typer.Exit(0 if report.rule is None else exit_code(report.rule))
 
 

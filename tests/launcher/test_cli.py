@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import VERBS
 from launcher.exit_codes import exit_code
 from launcher.flags import FLAGS
 
@@ -38,6 +39,26 @@ def test_help_without_a_terminal_shows_every_flag_by_its_whole_name():
     assert done.returncode == 0
     words = set(done.stdout.split())
     assert [flag.option for flag in FLAGS if flag.option not in words] == []
+
+
+def test_help_names_the_verbs():
+    text = " ".join(run("--help").stdout.split())
+    for verb in VERBS:
+        assert f'"text-generation-launcher {verb}"' in text
+
+
+def test_ctrl_c_while_a_verb_waits_has_its_status_and_no_traceback(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}"}
+        env["HF_HOME"] = str(tmp_path)
+        argv = (*MAIN, "plan", "--model-id", "org/model")
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env) as child:
+            hub.settimeout(60)
+            hub.accept()  # the download asks, and is never answered
+            child.send_signal(signal.SIGINT)
+            _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in errors
 
 
 def test_an_unknown_flag_is_a_usage_error():
