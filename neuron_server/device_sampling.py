@@ -36,6 +36,10 @@ _REASONS: Mapping[str, str] = {
 #: Float32, which is what a device reads: its smallest normal number and its largest.
 _SMALLEST, _LARGEST = 2.0**-126, 3.4028234663852886e38
 
+#: What top_k excludes has the logit -3000 before it is divided by the temperature. Up to here its weight is
+#: below e**-30 of the likeliest token's; at 1000 it is 5 %.
+_HOTTEST = 100.0
+
 NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
@@ -45,10 +49,11 @@ def device_sampling(
     """How the device is to choose for ``params``; ``max_top_k`` as in ``BackendInfo``.
 
     Greedy is (1, 1.0, 1.0) whatever the warpers say, as on the host. Temperature goes as it is; one that
-    float32 cannot hold is greedy. No top_k means ``max_top_k``: a draw among so many of the likeliest tokens
+    float32 cannot hold is greedy, as is a top_k of 1. No top_k means ``max_top_k``: a draw among so many of the likeliest tokens
     and no others (-1, which the device takes for "off", would draw uniformly). Raises ``ValidationError`` for
-    a larger top_k, and for any penalty, typical_p or top_n_tokens that changes something. So is top_p < 1
-    unless ``approximate_top_p``: the device leaves out the token that crosses the threshold, which TGI keeps.
+    a larger top_k, for a smaller one beside a temperature above 100, for any penalty, typical_p or
+    top_n_tokens that changes something, and for top_p < 1 unless ``approximate_top_p``: the device leaves out
+    the token that crosses the threshold, which TGI keeps.
     """
     for name, neutral in (("repetition_penalty", 1.0), ("frequency_penalty", 0.0), ("top_n_tokens", 0)):
         if getattr(params, name) != neutral:
@@ -64,8 +69,11 @@ def device_sampling(
         reason = "its top_p leaves out the token that crosses the threshold, so that fewer tokens are left"
         remedy = "Leave `top_p` out, start the server with --approximate-top-p to accept the difference"
         raise _refused("top_p", params.top_p, reason, remedy)
-    if params.temperature < _SMALLEST:
+    if params.temperature < _SMALLEST or params.top_k == 1:
         return GREEDY
+    if params.temperature > _HOTTEST and 0 < params.top_k < max_top_k:
+        reason = "at such a heat its top_k lets back in what it has excluded"
+        raise _refused("temperature", params.temperature, reason, f"Choose at most {_HOTTEST:g}")
     return DeviceSampling(
         top_k=params.top_k or max_top_k,
         top_p=max(params.top_p, _SMALLEST),

@@ -107,6 +107,16 @@ def test_warpers_that_the_device_lacks_are_refused_when_they_would_count() -> No
 
 
 @pytest.mark.group(16)
+def test_a_heat_in_which_the_devices_top_k_melts_is_refused_beside_one() -> None:
+    assert device_sampling(drawn(top_k=5, temperature=100.0), 256) == DeviceSampling(5, 1.0, 100.0)
+    with pytest.raises(ValidationError, match=r"`temperature` is 101, .* top_k .* Choose at most 100"):
+        device_sampling(drawn(top_k=5, temperature=101.0), 256)
+    for params in (drawn(temperature=101.0), drawn(top_k=256, temperature=101.0)):  # nothing is masked
+        assert device_sampling(params, 256) == DeviceSampling(256, 1.0, 101.0)
+    assert device_sampling(drawn(top_k=1, temperature=101.0), 256) == GREEDY
+
+
+@pytest.mark.group(16)
 @pytest.mark.parametrize(
     ("name", "value", "start"),
     [
