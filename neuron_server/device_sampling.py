@@ -49,11 +49,11 @@ def device_sampling(
     """How the device is to choose for ``params``; ``max_top_k`` as in ``BackendInfo``.
 
     Greedy is (1, 1.0, 1.0) whatever the warpers say, as on the host. Temperature goes as it is; one that
-    float32 cannot hold is greedy, as is a top_k of 1. No top_k means ``max_top_k``: a draw among so many of the likeliest tokens
-    and no others (-1, which the device takes for "off", would draw uniformly). Raises ``ValidationError`` for
-    a larger top_k, for a smaller one beside a temperature above 100, for any penalty, typical_p or
-    top_n_tokens that changes something, and for top_p < 1 unless ``approximate_top_p``: the device leaves out
-    the token that crosses the threshold, which TGI keeps.
+    float32 cannot hold is greedy, as is a top_k of 1. No top_k means ``max_top_k``: a draw among so many of
+    the likeliest tokens and no others (-1, which the device takes for "off", would draw uniformly). Raises
+    ``ValidationError`` for a larger top_k, for a smaller one beside a temperature above 100, for any penalty,
+    typical_p or top_n_tokens that changes something, and for top_p < 1 unless ``approximate_top_p``: the
+    device leaves out the token that crosses the threshold, which TGI keeps.
     """
     for name, neutral in (("repetition_penalty", 1.0), ("frequency_penalty", 0.0), ("top_n_tokens", 0)):
         if getattr(params, name) != neutral:
