@@ -20,8 +20,8 @@ HELP = """Serve a causal language model over TGI's HTTP API from one static batc
 Every flag has an environment variable of the same name (--max-total-tokens: MAX_TOTAL_TOKENS); the flag wins.
 
 Two verbs serve nothing, each with its own --help: "text-generation-launcher plan" says which Inferentia2
-instances a model fits, in which configuration, and how fast it would be; "text-generation-launcher doctor" says
-what on this machine would keep a model from being served.
+instances a model fits, in which configuration, and how fast it would be; "text-generation-launcher doctor"
+says what on this machine would keep a model from being served.
 """
 
 

@@ -1,4 +1,4 @@
-"""Printing a report: whole, whatever the terminal's encoding, and without a traceback when nobody takes it."""
+"""Printing a report: whole, whatever the terminal's encoding, without a traceback when nobody takes it."""
 
 from __future__ import annotations
 

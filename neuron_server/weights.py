@@ -71,7 +71,7 @@ def _what_is_there_instead(root: Path) -> str:
             f"{root} holds {pickles[0]} but neither {SINGLE} nor {INDEX}; only safetensors are loaded,"
             " because a pickle can run code: convert the model with save_pretrained(safe_serialization=True)"
         )
-    return f"{root} holds no weights: neither {SINGLE} nor {INDEX}"
+    return f"{root} holds no weights, neither {SINGLE} nor {INDEX}: fetch or copy the model again, whole"
 
 
 def _check_index(root: Path) -> dict[str, frozenset[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from launcher.device import holders, inventory, stack
 from launcher.doctor.finding import Status
 from launcher.download import is_local
 from launcher.parameters import Parameters
+from neuron_server.errors import ModelError
 from neuron_server.models import ModelFacts, read_model
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -89,6 +91,14 @@ class Case:
             return None
         return Path(model_id) if is_local(model_id) else self._cached(model_id)
 
+    @property
+    def to_fetch(self) -> bool:
+        """Whether the model is a hub's that is not here yet; a wrong path is another check's matter."""
+        try:
+            return self.parameters.text("model_id") is not None and self.model_path is None
+        except ModelError:
+            return False
+
     @cached_property
     def facts(self) -> ModelFacts | None:
         """What the model's files say; ``None`` when it is not here. Raises ``ModelError``."""
@@ -102,7 +112,7 @@ class Case:
         except (OSError, ValueError):
             commit = revision
         snapshot = repository / "snapshots" / commit
-        return snapshot if (snapshot / "config.json").is_file() else None
+        return snapshot if os.path.isfile(snapshot / "config.json") else None  # False too where it is closed
 
     def below(self, path: Path) -> Path:
         """``path`` of the machine that is looked at."""

@@ -50,13 +50,11 @@ def memory(case: Case) -> Iterator[Finding]:
 
 def model_disk(case: Case) -> Iterator[Finding]:
     """Room and rights where hub models go."""
-    model_id = case.parameters.text("model_id")
-    needed = model_id is not None and case.model_path is None
     yield _directory(
         case,
         "model disk",
         case.hub_cache,
-        grave=Status.FAIL if needed else Status.WARN,
+        grave=Status.FAIL if case.to_fetch else Status.WARN,
         fix="choose another place with --huggingface-hub-cache",
     )
 
@@ -137,12 +135,12 @@ def hub(case: Case) -> Iterator[Finding]:
     names = [name for name in _TOKENS if case.environ.get(name, "").strip()]
     file = Path(case.environ.get("HF_TOKEN_PATH") or case.hub_home / "token")
     token = f"token from {names[0]}" if names else "no token: private and gated models are closed"
-    if not names and case.below(file).is_file():
+    if not names and os.path.isfile(case.below(file)):
         token = f"token from {file}"
     offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if case.switched_on(name)]
     mirror = "; HF_ENDPOINT is set" if case.environ.get("HF_ENDPOINT") else ""
     model_id = case.parameters.text("model_id")
-    if offline and model_id is not None and case.model_path is None:
+    if offline and case.to_fetch:
         yield fail(
             "hub",
             f"{' and '.join(offline)}: no network, and {model_id} is not in {case.hub_cache}",
@@ -158,7 +156,7 @@ def hub(case: Case) -> Iterator[Finding]:
 def _directory(case: Case, check: str, path: Path, *, grave: Status, fix: str) -> Finding:
     """Room and rights of a directory, or of the nearest one above it that exists."""
     there = case.below(path)
-    while not there.exists() and there != there.parent:
+    while not os.path.exists(there) and there != there.parent:  # False too for what is closed to us
         there = there.parent
     if not there.is_dir():
         return Finding(check, grave, f"{path} cannot be made: {there} is a file", fix)
@@ -167,7 +165,9 @@ def _directory(case: Case, check: str, path: Path, *, grave: Status, fix: str) -
     free = shutil.disk_usage(there).free
     if check == "model disk" and free < _DISK_BYTES:
         return warn(check, f"{size(free)} free in {path}; an 8B model takes 15 GiB", f"make room, or {fix}")
-    return ok(check, f"{size(free)} free in {path}{'' if case.below(path).exists() else ' (to be made)'}")
+    return ok(
+        check, f"{size(free)} free in {path}{'' if os.path.exists(case.below(path)) else ' (to be made)'}"
+    )
 
 
 def _cache_url(case: Case) -> str:

@@ -52,7 +52,8 @@ def model(case: Case) -> Iterator[Finding]:
         yield of_error("model", error)
         return
     positions = "any number of" if facts.max_positions is None else str(facts.max_positions)
-    yield ok("model", f"{facts.model_type}, {facts.num_layers} layers, {positions} positions, {facts.dtype}")
+    dtype = facts.dtype or "of a type it does not say"
+    yield ok("model", f"{facts.model_type}, {facts.num_layers} layers, {positions} positions, {dtype}")
     yield from _weights(case, path, facts)
     yield from _compiled(case, facts, model_id)
     yield from _tokenizer(path, facts)

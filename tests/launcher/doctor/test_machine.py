@@ -64,6 +64,30 @@ def test_little_room_for_models_warns(tmp_path, monkeypatch):
     assert "make room, or choose another place" in line
 
 
+def test_a_closed_directory_cannot_be_written_and_no_check_breaks_over_it(tmp_path, monkeypatch):
+    """What ``stat`` says below a home that is another user's; root, as tests may be, is refused nothing."""
+    (tmp_path / "home/user").mkdir(parents=True)
+    real = os.stat
+
+    def stat(path, *args, **kwargs):
+        if ".cache" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (line,) = lines(machine.model_disk, tmp_path, model_id="org/model")
+    assert "cannot be written by this user" in line
+    (line,) = lines(machine.hub, tmp_path, model_id="org/model")
+    assert line.startswith("ok    hub: no token")
+
+
+def test_a_model_path_to_nothing_breaks_no_check_of_the_machine(tmp_path):
+    for check in (machine.model_disk, machine.hub):
+        (line,) = lines(check, tmp_path, model_id="/no/such/directory")
+        assert line.startswith("ok ")
+
+
 def test_the_compile_cache_matters_only_with_neuron(tmp_path):
     assert lines(machine.compile_cache, machines.no_device(tmp_path)) == []
     assert len(lines(machine.compile_cache, tmp_path, backend="neuron")) == 1
