@@ -88,12 +88,14 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:  # Any: JSON
     export.set_target(args.instance_type, os.environ)
     here = os.getcwd()
     try:
-        with filling(output) as directory, tempfile.TemporaryDirectory(prefix="neuronx-tgi-export-") as work:
-            os.chdir(work)  # the compiler leaves its logs where it runs
-            try:
-                export.export(request, directory, Path(work))
-            finally:
-                os.chdir(here)
+        with filling(output) as directory:
+            # Below the output, so that what a killed process leaves goes with it.
+            with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
+                os.chdir(work)  # the compiler leaves its logs where it runs
+                try:
+                    export.export(request, directory, Path(work))
+                finally:
+                    os.chdir(here)
             code = ("*.py",) if args.trust_remote_code else ()
             copied = _copy_text_files(request.path, directory, (*_COPIED, *code))
             logger.info("Copied beside it: %s", ", ".join(copied) or "nothing; there is no tokenizer")
