@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from neuron_server import logs
 from neuron_server.errors import ModelError
+from neuron_server.lifeline import die_with_parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the hub client is imported
     from neuron_server.backends import checkpoint
 
+    die_with_parent()
     try:
         found = checkpoint.find(
             args.model_id,

@@ -23,6 +23,7 @@ from neuron_server import logs
 from neuron_server.compiled_model import CHECKPOINT
 from neuron_server.errors import ModelError
 from neuron_server.finished_directory import RECEIPT, filling, write_receipt
+from neuron_server.lifeline import die_with_parent
 
 logger = logging.getLogger("neuron_server.export_model")
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        die_with_parent()  # a launcher that was killed must not leave a compilation of half an hour behind
         result = _entries(args) if args.verb == "entries" else _export(args)
     except ModelError as error:
         sys.stderr.write(f"Error: {error}\n")

@@ -132,6 +132,14 @@ def test_who_interrupts_finds_nothing_half_done(machine, tmp_path, number):
     assert sorted(os.listdir(tmp_path)) == ["asked", "hanging", "machine", "model"]
 
 
+def test_a_compilation_whose_launcher_is_gone_ends_itself_and_leaves_nothing(machine, tmp_path):
+    model, output = plain_model(tmp_path / "model"), tmp_path / "out"
+    dead = str(2**22 + 1)  # no process has such a number
+    status, _, said = run(machine, *shape(output), f"--path={model}", NEURON_TGI_PARENT_PID=dead)
+    assert status == 128 + signal.SIGINT, said
+    assert not output.exists()
+
+
 def test_what_a_killed_one_left_is_not_the_output_and_goes_with_the_next(machine, tmp_path):
     model, output = plain_model(tmp_path / "model"), tmp_path / "out"
     status, _, _ = run(machine, *shape(output, f"--path={model}"), FAKE_EXPORT="killed")
