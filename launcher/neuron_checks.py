@@ -23,7 +23,7 @@ TARGETS: Mapping[str, str] = MappingProxyType(
 
 #: model_type -> first and last release of optimum-neuron that compiles it for text generation (``None``: all
 #: since). Its development version after 0.4.5 is the newest we know.
-_SINCE: Mapping[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = MappingProxyType(
+COMPILED_SINCE: Mapping[str, tuple[tuple[int, ...], tuple[int, ...] | None]] = MappingProxyType(
     {
         "gpt2": ((0, 0, 11), (0, 1, 0)),
         "opt": ((0, 0, 21), (0, 1, 0)),
@@ -163,16 +163,21 @@ def _model_type(facts: ModelFacts, installed: str) -> ModelError | None:
     return None if reason is None else ModelError(reason, rule="unsupported_model")
 
 
+def compiled_by(version: str) -> list[str]:
+    """The families that this release of optimum-neuron compiles for text generation, sorted."""
+    return sorted(name for name in COMPILED_SINCE if unsupported(name, version) is None)
+
+
 def unsupported(model_type: str, installed: str) -> str | None:
     """Why the installed optimum-neuron has no graphs for the family, and what has; ``None`` if it has them.
 
     Of releases after those we know nothing is said.
     """
-    have, spans = release(installed), _SINCE.get(model_type)
+    have, spans = release(installed), COMPILED_SINCE.get(model_type)
     if have > _NEWEST_KNOWN:
         return None
     if spans is None:
-        known = sorted(name for name in _SINCE if unsupported(name, installed) is None)
+        known = compiled_by(installed)
         return (
             f"model type {model_type!r} has no Neuron graphs in optimum-neuron {installed}, which knows "
             f"{', '.join(known)}: choose --backend cpu"

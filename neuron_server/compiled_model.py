@@ -7,6 +7,7 @@ every other version; so this reader parses the JSON itself, tolerates what is ne
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def _nxd(neuron: JsonObject) -> StaticFacts:
 
 
 #: Families that the legacy generation compiles without continuous batching whatever the batch size.
-_ALWAYS_STATIC = frozenset(("gpt2", "opt", "bloom", "mixtral"))
+ALWAYS_STATIC = frozenset(("gpt2", "opt", "bloom", "mixtral"))
 
 
 def _legacy(neuron: JsonObject, family: str | None) -> StaticFacts:
@@ -167,7 +168,7 @@ def _legacy(neuron: JsonObject, family: str | None) -> StaticFacts:
         raise ModelError(f"{neuron.path}: neuron lacks sequence_length", rule="config_corrupt")
     batch = neuron.required("batch_size")
     cores = neuron.integer("num_cores")
-    inserts = batch > 1 and oldest is None and family not in _ALWAYS_STATIC
+    inserts = batch > 1 and oldest is None and family not in ALWAYS_STATIC
     return StaticFacts(
         batch_size=batch,
         sequence_length=length,
@@ -199,6 +200,14 @@ class CompiledFiles:
 def lacks_weights(root: Path) -> bool:
     """Whether the compiled model in ``root`` has no weights of its own: ``checkpoint_id`` has them then."""
     return not any((root / name).exists() for name in (CHECKPOINT, SINGLE, INDEX))
+
+
+def stores_cut_weights(root: Path, static: StaticFacts) -> bool:
+    """Whether the weights lie in ``root`` as a load takes them: cut for the cores, or, legacy, by layers."""
+    checkpoint = root / CHECKPOINT
+    if static.generation == "legacy" or static.hlo:
+        return os.path.isdir(checkpoint)
+    return os.path.isfile(checkpoint / "weights" / _shard(0))
 
 
 def check_compiled_files(root: Path, static: StaticFacts) -> CompiledFiles:

@@ -87,8 +87,8 @@ def _judged(instance: Instance, question: Question, degree: int, slots: int) -> 
     load = Load(shape, width, 1 if mode.inserts else slots, wish.itemsize)
     memory = core_memory(sizes, model.parameters, split, degree, load)
     legacy, static = support.generation == "legacy", model.facts.static
-    host = host_memory(memory.weights * degree, replicas, "legacy" if legacy else "nxd")
-    verdict, why = _verdict(instance, memory, host, degree, shape)
+    host = host_memory(memory.weights * degree, replicas, stored=model.stores_weights)
+    verdict, why = _verdict(instance, memory, host, shape)
     case = Case(
         parameters=model.parameters,
         tensor_parallel=degree,
@@ -108,37 +108,32 @@ def _judged(instance: Instance, question: Question, degree: int, slots: int) -> 
 
 
 def _verdict(
-    instance: Instance, memory: CoreMemory, host: HostMemory, degree: int, shape: StaticShape
+    instance: Instance, memory: CoreMemory, host: HostMemory, shape: StaticShape
 ) -> tuple[Verdict, str]:
-    """The verdict and its sentence; device memory speaks before host memory."""
-    device = f"{gigabytes(memory.total)} of the {gigabytes(CORE_BYTES)} of {_cores(degree)}"
-    parts = (
-        f"weights {gigabytes(memory.weights)}, KV cache of {shape} {gigabytes(memory.cache)}, working memory "
-        f"{gigabytes(memory.reserve)}"
+    """The verdict and its sentence."""
+    device = (
+        f"{gigabytes(memory.total)} of each core's {gigabytes(CORE_BYTES)} (weights "
+        f"{gigabytes(memory.weights)}, KV cache of {shape} {gigabytes(memory.cache)}, working memory "
+        f"{gigabytes(memory.reserve)})"
     )
-    loading = f"of the {gibibytes(instance.host_bytes)} of {instance.name} while loading"
+    loading = f"of the {gibibytes(instance.host_bytes)} of host memory of {instance.name}"
     if memory.total > CORE_BYTES:
-        return Verdict.NO, f"would take {device}: {parts}"
+        return Verdict.NO, f"needs {device}"
     if host.least > instance.host_bytes:
         return Verdict.NO, (
-            f"weights pass through host memory, at least {gibibytes(host.least)} {loading} (all of them are "
-            "read before the device gets the first)"
+            f"loading needs at least {gibibytes(host.least)} {loading}: the compiled model has no weights "
+            "beside it that are cut for its cores, so all are cut in memory first; compiled from a local "
+            "directory it has"
         )
-    if memory.share > COMFORTABLE:
-        return (
-            Verdict.TIGHT,
-            f"takes {device} ({parts}); the working memory is assumed, so it may not load",
-        )
+    doubts = []
+    if not memory.comfortable:
+        doubts.append(f"takes {device}; the working memory is assumed, so it may not load")
     if host.most > COMFORTABLE * instance.host_bytes:
-        return Verdict.TIGHT, (
-            f"host memory: {gibibytes(host.least)} to {gibibytes(host.most)} {loading}; less if the compiled "
-            "model has its weights beside it, cut for its cores"
+        doubts.append(
+            f"loading takes {gibibytes(host.least)} to {gibibytes(host.most)} {loading}; what is copied "
+            "there on the way to the device is not published"
         )
-    return Verdict.FITS, ""
-
-
-def _cores(degree: int) -> str:
-    return "the core" if degree == 1 else f"each of {degree} cores"
+    return (Verdict.TIGHT if doubts else Verdict.FITS), "; and ".join(doubts)
 
 
 def gigabytes(count: float) -> str:

@@ -19,16 +19,22 @@ def choose(
 ) -> tuple[Candidate | None, str]:
     """Throughput first, among what fits (else what is tight); and the reason in words.
 
+    Of what is tight, that which is so by host memory alone goes first; else what is least full on the device.
     Differences below the accuracy of the prediction decide nothing: among those, a predicted figure goes
     before an extrapolated one, then more cores per replica (a shorter time to first token), then fewer slots.
     """
     alone = "the only configuration that was asked for" if len(candidates) == 1 else ""
-    for verdict in (Verdict.FITS, Verdict.TIGHT):
-        able = [c for c in candidates if c.verdict is verdict]
+    for able in (
+        [c for c in candidates if c.verdict is Verdict.FITS],
+        [c for c in candidates if c.verdict is Verdict.TIGHT and c.memory.comfortable],
+    ):
         if able:
             best, because = _by_prediction(able) or _as_published(able, instance, model) or _modest(able)
             return best, alone or because
-    return None, ""
+    full = [c for c in candidates if c.verdict is Verdict.TIGHT]
+    if not full:
+        return None, ""
+    return min(full, key=lambda c: c.memory.share), alone or "everything is tight; this is the least full"
 
 
 def _by_prediction(able: Sequence[Candidate]) -> tuple[Candidate, str] | None:

@@ -39,7 +39,8 @@ Exit status: 0 something fits; 33 nothing fits; 22 a model that nobody serves on
 ASSUMPTIONS = (
     f"Working memory of a core: {RESERVE_SAYS}.",
     "Host memory (the column shows the most): all replicas load at once, 2 GiB for each process (our "
-    "assumption), the weights twice where the compiled model lies there without its cut weights, else once.",
+    "assumption); of the weights up to one copy where they lie beside the graphs, cut for the cores, as "
+    "after a compilation from a local directory; else one to two.",
     "Speeds: p predicted, e extrapolated, from published figures of optimum-neuron; nothing was measured by "
     "this project. Servers published so far reached 54 to 97 % of them.",
 )
@@ -57,8 +58,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _command(
-    model_id: Annotated[str, typer.Option(help="Local directory or hub id.")],
-    revision: Annotated[Optional[str], typer.Option(help="Branch, tag or commit of a hub model.")] = None,  # noqa: UP045
+    model_id: Annotated[str, typer.Option(help="Local directory or hub id.", envvar="MODEL_ID")],
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Branch, tag or commit of a hub model.", envvar="REVISION"),
+    ] = None,
     instance: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="inf2.xlarge, inf2.8xlarge, inf2.24xlarge or inf2.48xlarge; may be repeated."),

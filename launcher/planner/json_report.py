@@ -23,7 +23,7 @@ def json_report(report: Report) -> str:
     whole: _Object = {
         "schema": SCHEMA,
         "fits": report.rule is None,
-        "smallest_instance": report.smallest,
+        "smallest_instance": None if report.smallest is None else report.smallest.instance.name,
         "model": _model(report),
         "workload": {
             "prompt_tokens": question.workload.prompt_tokens,
@@ -86,7 +86,12 @@ def _instance(report: Report, plan: InstancePlan) -> _Object:
 
 def _choice(report: Report, plan: InstancePlan, candidate: Candidate) -> _Object:
     recipe = report.recipe(candidate)
-    commands = {"flags": recipe.flags, "export": recipe.export, "serve": recipe.serve}
+    commands = {
+        "flags": recipe.flags,
+        "export": recipe.export,
+        "export_host_bytes": recipe.export_host_bytes,
+        "serve": recipe.serve,
+    }
     return {**_candidate(candidate), "because": plan.chosen_because, **commands}
 
 

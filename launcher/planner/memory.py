@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from launcher.device.heads import HeadSplit
 from launcher.device.instances import CORE_BYTES
 from launcher.planner.dimensions import Dimensions
-from neuron_server.compiled_model import Generation
 from neuron_server.shape import StaticShape
 
 MICROCODE_BYTES = 96 * 10**6
@@ -52,6 +51,11 @@ class CoreMemory:
         """Of the core's memory; 1.0 is full."""
         return self.total / CORE_BYTES
 
+    @property
+    def comfortable(self) -> bool:
+        """Whether so much is left that the assumed working memory may be wrong by it."""
+        return self.share <= COMFORTABLE
+
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
@@ -87,17 +91,22 @@ def core_memory(
     return CoreMemory(weights, cache, reserve, max(0, left // max(1, per_token)))
 
 
-def host_memory(weight_bytes: int, replicas: int, generation: Generation) -> HostMemory:
+def host_memory(weight_bytes: int, replicas: int, *, stored: bool) -> HostMemory:
     """Host memory that ``replicas`` need while they load ``weight_bytes`` each.
 
-    From the source of optimum-neuron 0.4.5: the shards of all ranks are in host memory before the device gets
-    the first, and where the model was saved without its shards, the checkpoint they are cut from is too. The
-    legacy generation can go layer by layer (optimum-neuron's pull request 595 made it, for inf2.xlarge).
+    ``stored``: the weights lie in the compiled model as the device takes them. Then optimum-neuron 0.4.5 maps
+    the files of all cores into memory, whose pages can be given up again, and 0.0.28 fills one layer after
+    the other; what the runtime copies is not published: it may be nothing and may be all. Else all weights
+    are cut for the cores in memory before the device gets the first, beside the checkpoint that they are cut
+    from, which is mapped or, where its type changes, copied. All from the sources of these releases.
     """
-    least = 0 if generation == "legacy" else weight_bytes
-    return HostMemory(
-        least=replicas * (PROCESS_BYTES + least), most=replicas * (PROCESS_BYTES + 2 * weight_bytes)
-    )
+    least, most = (0, weight_bytes) if stored else (weight_bytes, 2 * weight_bytes)
+    return HostMemory(least=replicas * (PROCESS_BYTES + least), most=replicas * (PROCESS_BYTES + most))
+
+
+def export_memory(weight_bytes: int) -> int:
+    """Host memory that an export which stores the weights takes at least: it has all of them at once."""
+    return PROCESS_BYTES + weight_bytes
 
 
 def _added_parameters(sizes: Dimensions, split: HeadSplit) -> int:

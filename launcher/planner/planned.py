@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.planner.dimensions import ConfigNumbers, Dimensions, read_dimensions
 from launcher.planner.families import Mode
 from launcher.planner.stored import stored_weights
+from neuron_server.compiled_model import stores_cut_weights
 from neuron_server.models import ModelFacts
 
 
@@ -15,7 +17,9 @@ from neuron_server.models import ModelFacts
 class PlannedModel:
     """``name`` is what the user called it. ``source``: where the number of parameters is from.
 
-    ``mode`` is fixed for a compiled model and otherwise follows from the configuration.
+    ``mode`` is fixed for a compiled model and otherwise follows from the configuration. ``stores_weights``:
+    the compiled model has, or will have, its weights beside the graphs as the device takes them; an export
+    from a hub id only names the checkpoint.
     """
 
     name: str
@@ -23,6 +27,7 @@ class PlannedModel:
     sizes: Dimensions
     parameters: int
     source: str
+    stores_weights: bool
     notes: tuple[str, ...] = ()
 
     @property
@@ -40,4 +45,6 @@ def read_planned(name: str, path: str | Path, facts: ModelFacts) -> PlannedModel
     config = ConfigNumbers.load(path)
     sizes = read_dimensions(config, facts)
     stored = stored_weights(Path(path), config, sizes, facts)
-    return PlannedModel(name, facts, sizes, stored.parameters, stored.source, stored.notes)
+    static = facts.static
+    cut = os.path.isdir(name) if static is None else stores_cut_weights(Path(path), static)
+    return PlannedModel(name, facts, sizes, stored.parameters, stored.source, cut, stored.notes)

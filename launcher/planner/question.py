@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.device.instances import INSTANCES, TENSOR_PARALLEL_DEGREES, Instance
+from launcher.memory_account import ITEMSIZE
 from launcher.planner import families
 from launcher.planner.candidates import Question, Wish
 from launcher.planner.families import Support
 from launcher.planner.planned import PlannedModel
 from launcher.planner.prediction import Workload
-from launcher.planner.stored import ITEMSIZE
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.models import ModelFacts, StaticFacts, check_supported
 
 #: The length of every published figure, and the longest that optimum-neuron chooses by itself.
 DEFAULT_LENGTH = 4096
+#: What optimum-neuron takes where the configuration knows no positions (bloom, which was trained on so many).
+UNBOUNDED_LENGTH = 2048
 #: What Neuron models are compiled in when the checkpoint has no 16-bit type of its own.
 _DEFAULT_DTYPE = "bfloat16"
 
@@ -119,13 +121,13 @@ def _not_compiled_for(name: str, given: object, compiled: object, rule: str) -> 
 
 def _free(settings: Settings, model: PlannedModel, support: Support, itemsize: int) -> Wish:
     positions = model.facts.max_positions
-    length = settings.max_total_tokens or min(DEFAULT_LENGTH, positions or DEFAULT_LENGTH)
+    if positions is not None and positions < 2:
+        raise ModelError(f"the model has {positions} position, and a slot takes 2", rule="unsupported_model")
+    length = settings.max_total_tokens or min(DEFAULT_LENGTH, positions or UNBOUNDED_LENGTH)
     if positions is not None and length > positions:
         raise ConfigError(
             f"--max-total-tokens is {length}, but the model has {positions} positions", rule="max_positions"
         )
-    if length < 2:
-        raise ConfigError(f"--max-total-tokens is {length}, but must be 2 at least", rule="max_total_tokens")
     widest = settings.max_input_tokens
     if widest is not None and not 1 <= widest < length:
         raise ConfigError(

@@ -8,17 +8,23 @@ from pathlib import PurePath
 
 from launcher.flags import BY_NAME
 from launcher.planner.candidates import Candidate, Question
+from launcher.planner.memory import export_memory
 
 _PERMITS = BY_NAME["max_concurrent_requests"].default
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``export`` is ``None`` for a model that is compiled; ``flags`` are those of ``serve``."""
+    """``export`` is ``None`` for a model that is compiled; ``flags`` are those of ``serve``.
+
+    ``export_host_bytes``: what the export holds in host memory at least, beside the compiler; ``None`` where
+    it needs no weights.
+    """
 
     export: str | None
     serve: str
     flags: str
+    export_host_bytes: int | None = None
 
 
 def recipe(candidate: Candidate, question: Question, dtype: str) -> Recipe:
@@ -40,15 +46,17 @@ def recipe(candidate: Candidate, question: Question, dtype: str) -> Recipe:
     if question.model.facts.static is not None:
         return Recipe(None, _line("text-generation-launcher", "--model-id", name, *words), _line(*words))
     form = f"tp{candidate.tensor_parallel}-b{shape.batch_size}-s{shape.max_length}"
-    output = f"{PurePath(name).name or 'model'}-{form}"
+    output = f"./{PurePath(name).name or 'model'}-{form}"
     export = [
         *("text-generation-server", "export", name, "--output", output),
         *("--batch-size", shape.batch_size, "--sequence-length", shape.max_length),
         *(() if width is None else ("--max-context-length", width)),
         *("--tensor-parallel-size", candidate.tensor_parallel, "--dtype", dtype, "--instance-type", "inf2"),
     ]
-    serve = _line("text-generation-launcher", "--model-id", f"./{output}", *words)
-    return Recipe(_line(*map(str, export)), serve, _line(*words))
+    serve = _line("text-generation-launcher", "--model-id", output, *words)
+    held = question.model.stores_weights or question.support.generation == "legacy"
+    weights = export_memory(candidate.memory.weights * candidate.tensor_parallel) if held else None
+    return Recipe(_line(*map(str, export)), serve, _line(*words), weights)
 
 
 def _line(*words: str) -> str:

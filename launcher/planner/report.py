@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.planner.candidates import Candidate, Question
+from launcher.planner.candidates import Candidate, Question, Verdict
 from launcher.planner.instance_plan import InstancePlan
 from launcher.planner.recipe import Recipe, recipe
 
@@ -24,10 +24,19 @@ class Report:
         return None if any(plan.fits for plan in self.plans) else "memory"
 
     @property
-    def smallest(self) -> str | None:
-        """The smallest instance on which something fits."""
-        able = [plan.instance for plan in self.plans if plan.fits]
-        return min(able, key=lambda i: (i.cores, i.host_bytes)).name if able else None
+    def smallest(self) -> InstancePlan | None:
+        """The smallest instance on which something fits; where nothing does, on which something is tight."""
+        return self._smallest(Verdict.FITS) or self._smallest(Verdict.TIGHT)
+
+    @property
+    def smallest_tight(self) -> InstancePlan | None:
+        """An instance smaller than that, on which something is tight."""
+        tight = self._smallest(Verdict.TIGHT)
+        return None if tight is self.smallest else tight
+
+    def _smallest(self, verdict: Verdict) -> InstancePlan | None:
+        able = [plan for plan in self.plans if plan.choice is not None and plan.choice.verdict is verdict]
+        return min(able, key=lambda plan: (plan.instance.cores, plan.instance.host_bytes), default=None)
 
     def recipe(self, candidate: Candidate) -> Recipe:
         """The command lines of ``candidate``."""

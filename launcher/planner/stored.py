@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.memory_account import ITEMSIZE
 from launcher.planner.dimensions import ConfigNumbers, Dimensions
 from launcher.planner.parameter_count import parameter_count
 from neuron_server.errors import ModelError
 from neuron_server.models import ModelFacts, check_weights
 from neuron_server.weights import INDEX
-
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 #: Files hold more than parameters (buffers, a header), so bytes per parameter are not exactly 2 or 4.
 _NEAR = 0.15

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from launcher.device.instances import CORE_BYTES
+from launcher.device.instances import CORE_BYTES, INSTANCES
 from launcher.planner.anchors import serving_near
-from launcher.planner.candidates import Candidate, gibibytes, gigabytes
+from launcher.planner.candidates import Candidate, Verdict, gibibytes, gigabytes
 from launcher.planner.choice import choose
 from launcher.planner.dimensions import count
 from launcher.planner.instance_plan import InstancePlan
@@ -130,7 +131,11 @@ def _about_choice(report: Report, plan: InstancePlan, choice: Candidate) -> Iter
         )
     recipe = report.recipe(choice)
     if recipe.export:
-        yield "  compile:"
+        held = recipe.export_host_bytes or 0
+        if held > plan.instance.host_bytes:
+            yield f"  compile, on a machine with more memory ({gibibytes(held)} beside the compiler's):"
+        else:
+            yield "  compile:"
         yield from _command_line(recipe.export)
     yield "  serve:"
     yield from _command_line(recipe.serve)
@@ -158,12 +163,33 @@ def _cells(candidate: Candidate, *, chosen: bool) -> tuple[str, ...]:
 
 
 def _footer(report: Report) -> Iterator[str]:
-    if report.rule:
-        yield "Nothing fits: give fewer or shorter slots, or plan for a larger instance."
+    smallest, tight = report.smallest, report.smallest_tight
+    if smallest is None:
+        yield f"Nothing fits{_remedy(report)}."
     elif len(report.plans) > 1:
-        yield f"Smallest instance that does: {report.smallest}"
+        able = smallest.choice is not None and smallest.choice.verdict is Verdict.FITS
+        yield (
+            f"Smallest instance that does: {smallest.instance.name}"
+            + ("" if able else ", where it is tight")
+            + (f"; on {tight.instance.name} it is tight" if tight else "")
+        )
     for assumption in report.assumptions:
         yield from textwrap.wrap(assumption, WIDTH, break_on_hyphens=False)
+
+
+def _remedy(report: Report) -> str:
+    """What else could be asked for, where something can."""
+    wish, asked = report.question.wish, {plan.instance.name for plan in report.plans}
+    ways = []
+    if report.question.model.facts.static is not None:
+        ways.append("compile it for other cores or fewer slots")
+    elif wish.batch_size is not None:
+        ways.append("give it fewer or shorter slots")
+    elif wish.tensor_parallel is not None:
+        ways.append("give it more cores per replica")
+    if max(INSTANCES.values(), key=lambda i: i.cores).name not in asked:
+        ways.append("plan for a larger instance")
+    return f": {', or '.join(ways)}" if ways else " any Inferentia2 instance"
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -184,13 +210,14 @@ def _entry(key: str, text: str) -> Iterator[str]:
 
 def _command_line(line: str) -> Iterator[str]:
     """A command that can be pasted, broken before a flag where it is long."""
-    first, *flags = line.split(" --")
-    row = f"    {first}"
-    for flag in flags:
-        if len(row) + len(flag) > WIDTH - 8:
-            yield f"{row} \\"
-            row = "       "
-        row += f" --{flag}"
+    row, part = "   ", ""
+    for word in [*shlex.split(line), "--"]:
+        if word.startswith("--"):
+            if row.strip() and len(row) + len(part) > WIDTH - 5:
+                yield f"{row} \\"
+                row = "       "
+            row, part = row + part, ""
+        part += f" {shlex.quote(word)}"
     yield row
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from planner import plans
 
@@ -46,11 +48,50 @@ def test_tight_is_recommended_only_where_nothing_fits(tmp_path):
 
 def test_host_memory_of_a_small_instance_is_tight_before_it_is_too_small(tmp_path):
     report = plans.report(tmp_path, plans.LLAMA_8B, **GRANITE_2B)
-    two = candidate(report, "inf2.xlarge", 2, 8)
-    assert two.verdict is Verdict.FITS
-    wide = plans.report(tmp_path, plans.LLAMA_8B, **{**GRANITE_2B, "num_hidden_layers": 70})
-    assert candidate(wide, "inf2.xlarge", 2, 8).verdict is Verdict.TIGHT
-    assert "cut for its cores" in candidate(wide, "inf2.xlarge", 2, 8).why
+    assert candidate(report, "inf2.xlarge", 2, 8).verdict is Verdict.FITS
+    two = candidate(plans.report(tmp_path, plans.LLAMA_8B), "inf2.xlarge", 2, 8)
+    assert two.verdict is Verdict.TIGHT
+    assert "loading takes 2 GiB to 17.0 GiB of the 16 GiB of host memory of inf2.xlarge" in two.why
+    path = compiled(tmp_path)
+    [cut] = plans.plan_for(plans.make_report(Settings(), str(path)), "inf2.xlarge").candidates
+    assert cut.verdict is Verdict.NO
+    assert cut.why.startswith("loading needs at least 17.0 GiB of the 16 GiB of host memory of inf2.xlarge")
+    shard = path / "checkpoint" / "weights" / "tp0_sharded_checkpoint.safetensors"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    [stored] = plans.plan_for(plans.make_report(Settings(), str(path)), "inf2.xlarge").candidates
+    assert stored.verdict is Verdict.TIGHT
+
+
+def compiled(tmp_path, **changes):
+    path = plans.directory(tmp_path, plans.LLAMA_8B)
+    neuron = {"batch_size": 4, "sequence_length": 4096, "tp_degree": 2, "torch_dtype": "bfloat16", **changes}
+    (path / "neuron_config.json").write_text(json.dumps(neuron))
+    return path
+
+
+def test_what_is_tight_by_host_memory_and_device_says_both_and_is_not_chosen_over_one(tmp_path):
+    wide = {"intermediate_size": 14400, "num_hidden_layers": 32}
+    report = plans.report(tmp_path, plans.LLAMA_8B, Settings(("inf2.xlarge",), max_batch_size=21), **wide)
+    [both] = [c for c in report.plans[0].candidates if c.verdict is Verdict.TIGHT]
+    assert "of each core's 16.0 GB" in both.why
+    assert "; and loading takes" in both.why
+    report = plans.report(tmp_path, plans.LLAMA_8B, Settings(("inf2.xlarge",)), num_key_value_heads=32)
+    [plan] = report.plans
+    full = [c for c in plan.candidates if c.verdict is Verdict.TIGHT and not c.memory.comfortable]
+    assert full
+    assert plan.choice is not None
+    assert plan.choice.memory.comfortable
+
+
+def test_of_what_is_nearly_full_the_least_full_is_recommended(tmp_path):
+    settings = Settings(("inf2.8xlarge",), num_shard=2)
+    report = plans.report(tmp_path, plans.LLAMA_8B, settings, num_hidden_layers=57)
+    [plan] = report.plans
+    tight = [c for c in plan.candidates if c.verdict is Verdict.TIGHT]
+    assert len(tight) > 1
+    assert plan.choice is min(tight, key=lambda c: c.memory.share)
+    assert plan.chosen_because == "everything is tight; this is the least full"
 
 
 def test_what_the_user_set_is_all_that_is_tried(tmp_path):

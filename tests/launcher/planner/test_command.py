@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 from planner import plans
 
+from launcher.command import build
 from launcher.exit_codes import LaunchError, exit_code
+from launcher.export_command import add_arguments
 from launcher.planner.command import main
 from neuron_server.errors import ConfigError, ModelError
 
@@ -29,7 +33,7 @@ def test_the_text_names_the_choice_and_the_lines_to_paste(tmp_path, capsys):
     assert status == 0
     pasted = " ".join(out.replace("\\\n", "").split())
     assert (
-        f"text-generation-server export {path} --output llama-3.1-8b-tp8-b32-s4096 --batch-size 32 "
+        f"text-generation-server export {path} --output ./llama-3.1-8b-tp8-b32-s4096 --batch-size 32 "
         "--sequence-length 4096 --tensor-parallel-size 8 --dtype bfloat16 --instance-type inf2"
     ) in pasted
     assert (
@@ -70,8 +74,15 @@ def test_the_json_has_the_documented_keys(tmp_path, capsys):
         "--num-shard 8 --data-parallel-size 3 --max-batch-size 32 --max-total-tokens 4096"
     )
     assert choice["prediction"]["label"] == "predicted"
-    assert set(largest["candidates"][0]) == set(choice) - {"because", "flags", "export", "serve"}
-    assert whole["instances"][0]["choice"] is None
+    assert set(largest["candidates"][0]) == set(choice) - {
+        "because",
+        "flags",
+        "export",
+        "export_host_bytes",
+        "serve",
+    }
+    assert [i["choice"]["verdict"] for i in whole["instances"]] == ["tight", "fits", "fits", "fits"]
+    assert whole["smallest_instance"] == "inf2.8xlarge"
     docs = (ROOT / "docs" / "planner.md").read_text()
     keys = {*whole, *whole["model"], *whole["workload"], *largest, *choice, *choice["core"], *choice["host"]}
     keys |= {*choice["prediction"], *largest["published"][0]}
@@ -116,7 +127,39 @@ def test_a_name_with_a_blank_is_quoted(tmp_path, capsys):
     path = plans.directory(tmp_path, plans.LLAMA_8B).rename(tmp_path / "a model; rm -rf")
     argv = ("--model-id", str(path), "--instance", "inf2.48xlarge", "--json")
     choice = json.loads(planned(capsys, *argv)[1])["instances"][0]["choice"]
-    assert f"export '{path}' --output 'a model; rm -rf-tp8" in choice["export"]
+    assert f"export '{path}' --output './a model; rm -rf-tp8" in choice["export"]
+
+
+@pytest.mark.parametrize("name", ["-x", "a --b", "it's", "née"])
+def test_whatever_the_directory_is_called_the_lines_can_be_pasted(name, tmp_path, capsys, monkeypatch):
+    plans.directory(tmp_path, plans.LLAMA_8B).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    _, out = planned(capsys, "--model-id", f"./{name}", "--instance", "inf2.48xlarge")
+    lines = [line for line in out.replace("\\\n", "").splitlines() if line.startswith("    text-")]
+    export, serve = (shlex.split(line) for line in lines)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(export[2:])
+    assert (export[1], options.model_id) == ("export", f"./{name}")
+    given = {}
+    build(lambda parameters: given.setdefault("parameters", parameters) and 0)(
+        args=serve[1:], standalone_mode=False
+    )
+    assert given["parameters"].text("model_id") == options.output == f"./{name}-tp8-b32-s4096"
+    assert given["parameters"].integer("num_shard") == options.tensor_parallel_size == 8
+
+
+def test_nothing_fits_says_only_what_could_help(tmp_path, capsys):
+    path = str(plans.directory(tmp_path, plans.LLAMA_70B))
+    _, out = planned(capsys, "--model-id", path, "--instance", "inf2.24xlarge")
+    assert "Nothing fits: plan for a larger instance.\n" in out
+    _, out = planned(capsys, "--model-id", path, "--max-batch-size", "512")
+    assert "Nothing fits: give it fewer or shorter slots.\n" in out
+
+
+def test_the_model_may_be_named_by_the_variable_of_the_launcher(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MODEL_ID", str(plans.directory(tmp_path, plans.GPT2)))
+    assert planned(capsys, "--instance", "inf2.xlarge")[0] == 0
 
 
 @pytest.mark.parametrize(

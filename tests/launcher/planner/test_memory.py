@@ -75,11 +75,32 @@ def test_the_room_is_what_fills_nine_tenths_of_a_core(tmp_path):
     assert account(path, PARAMETERS_8B, 1, 1).room_tokens == 0
 
 
-def test_shards_and_checkpoint_are_in_host_memory_at_once_unless_cut_before():
-    host = host_memory(16 * 10**9, 3, "nxd")
+def test_stored_weights_may_be_mapped_and_need_not_be_copied():
+    host = host_memory(16 * 10**9, 3, stored=True)
+    assert host.least == 3 * PROCESS_BYTES
+    assert host.most == 3 * (PROCESS_BYTES + 16 * 10**9)
+
+
+def test_weights_that_are_cut_at_load_are_in_memory_at_once_beside_the_checkpoint():
+    host = host_memory(16 * 10**9, 3, stored=False)
     assert host.least == 3 * (PROCESS_BYTES + 16 * 10**9)
     assert host.most == 3 * (PROCESS_BYTES + 32 * 10**9)
 
 
-def test_the_legacy_generation_can_load_layer_by_layer():
-    assert host_memory(16 * 10**9, 1, "legacy").least == PROCESS_BYTES
+def test_three_accounts_to_the_byte_by_hand(tmp_path):
+    """Parameters x 2 / cores; 2 x layers x slots x KV heads x length x head size x 2; 96 MB + 1 GB + the
+    widest layer of a prefill + a row of 4-byte logits for each slot."""
+    llama = account(plans.directory(tmp_path, plans.LLAMA_8B), PARAMETERS_8B, 8, 32)
+    assert llama.weights == 2_007_565_312  # 8,030,261,248 / 8 x 2
+    assert llama.cache == 2 * 32 * 32 * 1 * 4096 * 128 * 2
+    activations = 4096 * (4 * 4096 + 3 * 14336 // 8 + (32 + 2 * 8) // 8 * 128) * 2
+    assert llama.reserve == 96_000_000 + 1_000_000_000 + activations + 32 * 128256 * 4
+    assert llama.total == 5_452_015_104
+    large = account(plans.directory(tmp_path, plans.LLAMA_70B), 70_553_706_496, 24, 8)
+    padded = 80 * 8192 * 128 * 2 * (8 + 16)  # 8 attention heads for queries and output, 16 of keys and values
+    assert large.weights == -(-(70_553_706_496 + padded) // 24) * 2
+    assert large.cache == 2 * 80 * 8 * 1 * 4096 * 128 * 2
+    qwen = account(plans.directory(tmp_path, plans.QWEN_7B), 7_615_616_512, 8, 32)
+    padded = 28 * 3584 * 128 * 2 * (4 + 4)
+    assert qwen.weights == (7_615_616_512 + padded) // 8 * 2
+    assert qwen.cache == 2 * 28 * 32 * 1 * 4096 * 128 * 2

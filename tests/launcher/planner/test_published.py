@@ -105,14 +105,11 @@ def test_llama_8b_is_served_as_it_was_published(tmp_path):
     assert plans.chosen(report, "inf2.48xlarge") == (8, 3, 32, 4096)
     assert plans.chosen(report, "inf2.24xlarge") == (4, 3, 32, 4096)
     assert plans.chosen(report, "inf2.8xlarge") == (2, 1, 16, 4096)
-    assert plans.chosen(report, "inf2.xlarge") is None
-    assert report.smallest == "inf2.8xlarge"
-
-
-def test_llama_8b_does_not_pass_through_the_host_memory_of_an_xlarge(tmp_path):
-    plan = plans.plan_for(plans.report(tmp_path, LLAMA_8B), "inf2.xlarge")
-    [why] = [r.why for r in plan.refused if r.tensor_parallel == 2]
-    assert why.startswith("weights pass through host memory, at least 17.0 GiB of the 16 GiB of inf2.xlarge")
+    assert plans.chosen(report, "inf2.xlarge") == (2, 1, 16, 4096)
+    assert report.smallest is not None
+    assert report.smallest.instance.name == "inf2.8xlarge"
+    assert report.smallest_tight is not None
+    assert report.smallest_tight.instance.name == "inf2.xlarge"
 
 
 def test_the_cached_configurations_of_llama_3_8b_on_two_cores_fit(tmp_path):

@@ -104,6 +104,25 @@ def test_the_length_is_4096_or_what_the_positions_allow(tmp_path):
     assert plans.report(tmp_path, plans.GPT2).question.wish.length == 1024
 
 
+def test_without_positions_the_length_is_what_optimum_neuron_takes(tmp_path):
+    """bloom's positions have no bound; it was trained on texts of 2048."""
+    report = plans.report(tmp_path, plans.LLAMA_8B, model_type="bloom", num_key_value_heads=32)
+    assert report.question.model.facts.max_positions is None
+    assert report.question.wish.length == 2048
+
+
+def test_a_model_of_one_position_is_no_fault_of_a_flag(tmp_path):
+    with pytest.raises(ModelError, match="the model has 1 position"):
+        plans.report(tmp_path, plans.LLAMA_8B, rope_scaling=None, max_position_embeddings=1)
+
+
+def test_families_that_sample_on_the_host_on_two_cores_say_so(tmp_path):
+    [note] = plans.report(tmp_path, plans.QWEN_7B).question.support.notes
+    assert "with 2 cores per replica and several slots optimum-neuron leaves it to the host" in note
+    [note] = plans.report(tmp_path, plans.LLAMA_8B).question.support.notes
+    assert "2 cores" not in note
+
+
 def test_the_workload_is_the_published_one_or_smaller_where_a_slot_is_shorter(tmp_path):
     def workload(settings):
         return plans.report(tmp_path, plans.LLAMA_8B, settings).question.workload
