@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ class StaticFacts:
     release we know writes. ``tensor_parallel``: over how many cores each layer is spread. ``prefill_chunk``:
     width of the chunks that its prefill takes, 0 where it takes the whole prompt at once (optimum-neuron
     after 0.4.5). ``hlo``: made by the HLO backend that 0.2 had beside NxD. ``images``: it takes pictures too.
+    ``obstacles``: what of it no backend here runs, with the reason; see ``check_servable``.
     What the files do not say is ``None``.
     """
 
@@ -62,6 +63,7 @@ class StaticFacts:
     prefill_chunk: int = 0
     hlo: bool = False
     images: bool = False
+    obstacles: tuple[str, ...] = ()
 
     @property
     def form(self) -> str:
@@ -102,6 +104,16 @@ def static_of(values: Mapping[str, Any], where: str) -> StaticFacts:  # Any: JSO
     )
 
 
+def check_servable(path: str | Path, static: StaticFacts) -> None:
+    """Raise ``ModelError`` (rule ``unsupported_model``) for a model with ``obstacles``; ``path`` is told."""
+    if static.obstacles:
+        raise ModelError(
+            f"the model in {path} was compiled with {static.obstacles[0]}. Compile it again "
+            "(text-generation-server export)",
+            rule="unsupported_model",
+        )
+
+
 #: Keys of ``neuron_config.json`` by what writes them; those of images and of chunks are of the
 #: development version after 0.4.5.
 _COMMON = """
@@ -126,6 +138,35 @@ _NXD_KEYS = frozenset(" ".join((_COMMON, _UP_TO_0_3, _HLO, _IMAGES, _AFTER_0_4_5
 _LEGACY_KEYS = frozenset(_OF_LEGACY.split())
 
 
+#: What an NxD model may say that is not served: key -> (the values that are, why others are not).
+_SERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {  # Any: JSON
+    "_serialized_key": (
+        (None, "NxDNeuronConfig"),
+        "only text models of the NxD backend are served (HLO models of 0.2 are not)",
+    ),
+    "speculation_length": ((None, 0), "a speculative graph serves one request at a time, greedily"),
+    "prefill_chunk_size": ((None, 0), "chunked prefill needs a later release than 0.4.5"),
+    "output_logits": ((None, False), "logits beside the result are not read"),
+    "padding_side": ((None, "right"), "prompts are padded on the right"),
+    "async_mode": ((None, False), "every call waits for its result"),
+    "is_chunked_prefill": ((None, False), "prompts are prefilled whole"),
+    # 0.3 chooses the prefill graph by counting the tokens of a prompt that are not the pad token.
+    "enable_bucketing": ((None, False), "a prompt with pad tokens in it would be cut short without a word"),
+}
+
+
+def _obstacles(neuron: JsonObject, batch: int, width: int) -> Iterator[str]:
+    for key, (served, reason) in _SERVED.items():
+        value = neuron.values.get(key)
+        if value not in served:
+            yield f"{key} {value!r}, which is not served: {reason}"
+    size = neuron.integer("batch_size")
+    if size not in (None, batch):
+        yield f"batch_size {size} and max_batch_size {batch}; only equal ones are served"
+    if width < 2:
+        yield f"max_context_length {width}, but a prefill takes at least 2 tokens"
+
+
 def _nxd(neuron: JsonObject) -> StaticFacts:
     length = neuron.required("sequence_length")
     smallest = neuron.required("batch_size", "max_batch_size")
@@ -133,10 +174,11 @@ def _nxd(neuron: JsonObject) -> StaticFacts:
     chunk = neuron.integer("prefill_chunk_size", least=0) or 0
     parallel = neuron.integer("tp_degree") or 1
     others = (neuron.integer("pp_degree") or 1) * (neuron.integer("ep_degree") or 1)
+    width = min(length, neuron.integer("max_context_length") or length)
     return StaticFacts(
         batch_size=batch,
         sequence_length=length,
-        max_context_length=min(length, neuron.integer("max_context_length") or length),
+        max_context_length=width,
         generation="nxd",
         continuous_batching=neuron.boolean("continuous_batching", batch > 1),
         cores=parallel * others,
@@ -153,8 +195,15 @@ def _nxd(neuron: JsonObject) -> StaticFacts:
         prefill_chunk=min(chunk, length),
         hlo=neuron.text("_serialized_key") == "HloNeuronConfig",
         images=bool(set(_IMAGES.split()) & set(neuron.values)),
+        obstacles=tuple(_obstacles(neuron, batch, width)),
     )
 
+
+#: Why models of the first releases, which are known by their ``neuron_kwargs``, are not served.
+_STATEFUL = (
+    "optimum-neuron 0.0.11 or a release near it (its config.json has neuron.neuron_kwargs): its models keep "
+    "the position of the batch to themselves and attend to the padding of prompts"
+)
 
 #: Families that the legacy generation compiles without continuous batching whatever the batch size.
 ALWAYS_STATIC = frozenset(("gpt2", "opt", "bloom", "mixtral"))
@@ -182,6 +231,7 @@ def _legacy(neuron: JsonObject, family: str | None) -> StaticFacts:
         checkpoint_revision=neuron.text("checkpoint_revision"),
         unknown=tuple(sorted(set(neuron.values) - _LEGACY_KEYS)),
         tensor_parallel=cores,
+        obstacles=() if oldest is None else (_STATEFUL,),
     )
 
 

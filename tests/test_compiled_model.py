@@ -11,6 +11,7 @@ from neuron_server.compiled_model import (
     CompiledFiles,
     StaticFacts,
     check_compiled_files,
+    check_servable,
     lacks_weights,
     read_static,
     static_of,
@@ -95,6 +96,21 @@ def test_0_4_5_is_read_with_nothing_unknown(tmp_path):
         checkpoint_revision="abc123",
         tensor_parallel=2,
     )
+
+
+def test_what_no_backend_runs_is_an_obstacle_with_its_reason_and_its_value(tmp_path):
+    assert nxd(tmp_path).obstacles == ()
+    check_servable(tmp_path, nxd(tmp_path))
+    found = nxd(tmp_path, speculation_length=4, enable_bucketing=True, batch_size=2)
+    assert [words.split(",")[0] for words in found.obstacles] == [
+        "speculation_length 4",
+        "enable_bucketing True",
+        "batch_size 2 and max_batch_size 4; only equal ones are served",
+    ]
+    with pytest.raises(ModelError, match=r"speculation_length 4, which is not served: .* Compile") as caught:
+        check_servable(tmp_path, found)
+    assert caught.value.rule == "unsupported_model"
+    assert len(legacy(OLDEST).obstacles) == 1
 
 
 def test_the_keys_of_0_3_are_known_and_a_null_target_is_no_target(tmp_path):

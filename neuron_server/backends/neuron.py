@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from neuron_server.backend import BackendInfo, DecodeRow, Output, PrefillRow
+from neuron_server.backends.compiled_facts import compiled_facts
 from neuron_server.backends.device_work import DeviceWork
 from neuron_server.backends.neuron_graphs import CompiledModel, Computed, InsertingGraphs, RebuildingGraphs
-from neuron_server.backends.neuron_load import backend_info, check_compiled, load_model
+from neuron_server.backends.neuron_load import backend_info, load_model
 from neuron_server.backends.slots import SlotTable
 from neuron_server.config import GeneratorConfig
-from neuron_server.models import read_model
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,8 @@ class NeuronBackend:
         says what is in the way: ``not_a_neuron_model``, ``backend_unavailable`` (no optimum-neuron here),
         ``neuron_version``, ``neuron_target``, ``neuron_cores``, ``neuron_driver``, ``unsupported_model``.
         """
-        facts = read_model(config.model_path)
-        static = check_compiled(config.model_path, facts)
-        info = backend_info(facts, static, config)
+        facts, static = compiled_facts(config, "nxd")
+        info = backend_info(facts, static, config.max_prompt_tokens)
         backend = cls(load_model(config.model_path, static), info, static.max_context_length)
         logger.info(
             "%s loaded on %s: %s, %s slots, prefill graph %d wide, %s prefill, %s come back",

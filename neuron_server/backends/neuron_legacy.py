@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from neuron_server.backend import BackendInfo, DecodeRow, Output, PrefillRow
+from neuron_server.backends.compiled_facts import compiled_facts
 from neuron_server.backends.device_work import DeviceWork
-from neuron_server.backends.neuron_legacy_model import LegacyModel, compiled_facts, open_model
+from neuron_server.backends.neuron_legacy_model import LegacyModel, check_files, open_model
 from neuron_server.backends.shared_column import Layout, SharedColumn
 from neuron_server.backends.slots import SlotTable
 from neuron_server.config import GeneratorConfig
@@ -32,7 +33,7 @@ Logits = npt.NDArray[np.float32]
 class NeuronLegacyBackend:
     """``Backend`` on a loaded ``NeuronModelForCausalLM`` of the transformers-neuronx generation.
 
-    ``sequence_length`` (S): tokens per slot that it was compiled for, ``shape.max_length`` <= S.
+    ``shape`` is that which it was compiled for.
     """
 
     def __init__(
@@ -41,14 +42,12 @@ class NeuronLegacyBackend:
         shape: StaticShape,
         max_prompt_tokens: int,
         *,
-        sequence_length: int,
         vocab_size: int,
         dtype: str = "float32",
         device: str = "neuron",
     ) -> None:
         self._model = model
-        self._width = sequence_length
-        self._shared = None if model.continuous_batching else SharedColumn(shape.batch_size, sequence_length)
+        self._shared = None if model.continuous_batching else SharedColumn(shape.batch_size, shape.max_length)
         self._info = BackendInfo(
             shape=shape,
             max_prompt_tokens=max_prompt_tokens,
@@ -66,23 +65,22 @@ class NeuronLegacyBackend:
 
         The model says whether it inserts or rebuilds, and its type; ``config`` cannot change either.
         """
-        facts, static = compiled_facts(config)
+        facts, static = compiled_facts(config, "legacy")
+        check_files(config, static)
         backend = cls(
             open_model(config, static),
             StaticShape(config.batch_size, config.max_length),
             config.max_prompt_tokens,
-            sequence_length=static.sequence_length,
             vocab_size=facts.vocab_size,
             dtype=static.dtype or config.dtype,
             device=f"neuron (transformers-neuronx, tp {static.cores or 1})",
         )
         logger.info(
-            "%s loaded on %s NeuronCores: %s, %s of %s compiled tokens, %s prefill",
+            "%s loaded on %s NeuronCores: %s, %s, %s prefill",
             facts.model_type,
             static.cores,
             backend.info.dtype,
             backend.info.shape,
-            static.sequence_length,
             backend.info.prefill_mode,
         )
         return backend
@@ -95,7 +93,7 @@ class NeuronLegacyBackend:
     def prefill(self, rows: Sequence[PrefillRow]) -> Output:
         """See ``Backend.prefill``.
 
-        ``Output.positions``: S for each row where the model inserts, since its one context graph is that
+        ``Output.positions``: T for each row where the model inserts, since its one context graph is that
         wide; B x L, the columns handed over, where it is rebuilt (a graph below may pad them further).
         """
         self._device.refuse_if_dead()
@@ -154,7 +152,7 @@ class NeuronLegacyBackend:
             attention_mask[i, -len(row.tokens) :] = 1
         slots = torch.tensor([row.slot for row in rows])  # (n,)
         inputs = self._model.prepare_inputs_for_prefill(input_ids, attention_mask, seq_ids=slots)
-        return Output(self._forward(inputs, len(rows)), positions=self._width * len(rows))
+        return Output(self._forward(inputs, len(rows)), positions=self._info.shape.max_length * len(rows))
 
     def _step_each(self, rows: Sequence[DecodeRow]) -> Output:
         """Each row at its own position; the slots that are not named run token 0 at position 0."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -19,8 +18,7 @@ import torch
 
 from neuron_server.compiled_model import StaticFacts, check_compiled_files
 from neuron_server.config import GeneratorConfig
-from neuron_server.errors import ConfigError, ModelError
-from neuron_server.models import ModelFacts, check_supported, read_model
+from neuron_server.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -50,27 +48,15 @@ class LegacyModel(Protocol):
         ...
 
 
-def compiled_facts(config: GeneratorConfig) -> tuple[ModelFacts, StaticFacts]:
-    """What the model in ``config.model_path`` says of itself, if this backend can serve it with this config.
-
-    Raises ``ModelError`` (``not_a_neuron_model``, ``neuron_version`` where a release compiled it that keeps
-    its state in the model, ``weights_missing``, or as ``read_model`` and ``check_supported`` do), and
-    ``ConfigError`` where the config asks for a shape the model does not have.
-    """
-    root = Path(config.model_path)
-    facts = read_model(root)
-    static = _legacy_facts(root, facts)
-    _refuse_stateful(root)
-    check_supported(facts)
-    _check_shape(config, static)
-    if "@" in str(root):
+def check_files(config: GeneratorConfig, static: StaticFacts) -> None:
+    """Raise ``ModelError`` for what upstream would stumble over: a path, or files that are not there."""
+    if "@" in config.model_path:
         raise ModelError(
-            f"--model-path {str(root)!r}: this generation of optimum-neuron takes what follows an @ for a"
-            " revision; the path of the directory must not contain one",
+            f"--model-path {config.model_path!r}: this generation of optimum-neuron takes what follows an @"
+            " for a revision; the path of the directory must not contain one",
             rule="model",
         )
-    check_compiled_files(root, static)
-    return facts, static
+    check_compiled_files(Path(config.model_path), static)
 
 
 def open_model(config: GeneratorConfig, static: StaticFacts) -> LegacyModel:
@@ -99,55 +85,6 @@ def missing_from(model_class: Any) -> list[str]:  # Any: a class of a package th
         known = inspect.signature(method).parameters
         lines += [f"{model_class.__name__}.{name} takes no {word}" for word in keywords if word not in known]
     return lines
-
-
-def _legacy_facts(root: Path, facts: ModelFacts) -> StaticFacts:
-    if facts.static is None:
-        raise ModelError(
-            f"{root} is not a compiled model: its config.json has no neuron object. Compile it with"
-            " optimum-neuron 0.0.28 on a machine with Neuron devices, or serve it with --backend cpu",
-            rule="not_a_neuron_model",
-        )
-    if facts.static.generation != "legacy":
-        raise ModelError(
-            f"{root} was compiled by optimum-neuron 0.2 or later (it has a neuron_config.json), which"
-            " --backend neuron serves, not neuron_legacy",
-            rule="not_a_neuron_model",
-        )
-    return facts.static
-
-
-def _refuse_stateful(root: Path) -> None:
-    """0.0.11 counts tokens inside the model and attends to the padding of its prompts."""
-    section = json.loads((root / "config.json").read_bytes())["neuron"]
-    if "neuron_kwargs" in section:
-        raise ModelError(
-            f"{root} was compiled by optimum-neuron 0.0.11 or a release near it (its config.json has"
-            " neuron.neuron_kwargs): those models keep the position of the batch to themselves and attend to"
-            " padding. Compile it again with 0.0.28",
-            rule="neuron_version",
-        )
-
-
-def _check_shape(config: GeneratorConfig, static: StaticFacts) -> None:
-    if config.batch_size != static.batch_size:
-        raise ConfigError(
-            f"--batch-size is {config.batch_size}, but the model was compiled for {static.batch_size}: set it"
-            f" to {static.batch_size}",
-            rule="batch_size",
-        )
-    if config.max_length > static.sequence_length:
-        raise ConfigError(
-            f"--max-length is {config.max_length}, but the model was compiled for {static.sequence_length}"
-            " tokens: set it to that, or to less",
-            rule="max_total_tokens",
-        )
-    if not 1 <= config.max_prompt_tokens < config.max_length:
-        raise ConfigError(
-            f"--max-prompt-tokens is {config.max_prompt_tokens}, but must be from 1 to"
-            f" {config.max_length - 1}: a slot holds {config.max_length} tokens",
-            rule="max_input_tokens",
-        )
 
 
 def _model_class() -> Any:  # Any: a class of a package that may be absent
@@ -196,5 +133,7 @@ def _translated(error: Exception, static: StaticFacts) -> ModelError:
             rule="neuron_cores",
         )
     if isinstance(error, KeyError) or "doesn't support task" in text:
-        return ModelError(f"{told}; the installed release does not serve that type or task", rule="unsupported_model")
+        return ModelError(
+            f"{told}; the installed release does not serve that type or task", rule="unsupported_model"
+        )
     return ModelError(told, rule="model")

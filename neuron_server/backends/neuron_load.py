@@ -1,22 +1,19 @@
 """Loading a model that optimum-neuron 0.3 or 0.4 compiled: everything that can be in the way, by name.
 
-What the files say is checked before anything of Neuron is imported, and versions before the weights are read:
+What the files say has been checked (``compiled_facts.py``). Versions are, before the weights are read:
 optimum-neuron takes only models of exactly its own version and compiler, and says so late and in passing.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from neuron_server.backend import BackendInfo
 from neuron_server.backends.neuron_interface import missing_in_model, missing_names
-from neuron_server.config import GeneratorConfig
-from neuron_server.errors import ConfigError, ModelError
+from neuron_server.errors import ModelError
 from neuron_server.models import ModelFacts, StaticFacts
 from neuron_server.shape import StaticShape
 
@@ -28,93 +25,15 @@ _INSTALL = (
 )
 _COMPILE = "compile it again with what is installed (text-generation-server export)"
 
-#: What a compiled model may say that this backend does not serve: key -> (the values it serves, the reason).
-_SERVED: dict[str, tuple[tuple[Any, ...], str]] = {  # Any: JSON
-    "_serialized_key": (
-        (None, "NxDNeuronConfig"),
-        "only text models of the NxD backend are served (HLO models of 0.2 are not)",
-    ),
-    "speculation_length": ((None, 0), "a speculative graph serves one request at a time, greedily"),
-    "prefill_chunk_size": ((None, 0), "chunked prefill needs a later release than 0.4.5"),
-    "output_logits": ((None, False), "logits beside the result are not read"),
-    "padding_side": ((None, "right"), "prompts are padded on the right"),
-    "async_mode": ((None, False), "every call waits for its result"),
-    "is_chunked_prefill": ((None, False), "prompts are prefilled whole"),
-    # 0.3 chooses the prefill graph by counting the tokens of a prompt that are not the pad token.
-    "enable_bucketing": ((None, False), "a prompt with pad tokens in it would be cut short without a word"),
-}
-
 #: The one model of this process: the runtime fixes its cores when the first is loaded.
 _loaded: list[str] = []
 
 
-def check_compiled(path: str, facts: ModelFacts) -> StaticFacts:
-    """What the model's files say of its compilation, if this backend can serve it; nothing is imported.
-
-    Raises ``ModelError``: ``not_a_neuron_model``, ``unsupported_model`` or ``config_corrupt``.
-    """
-    static = facts.static
-    if static is None:
-        raise ModelError(
-            f"the model in {path} was not compiled for Neuron: it has no neuron_config.json; "
-            "compile it (text-generation-server export), or serve it with --backend cpu",
-            rule="not_a_neuron_model",
-        )
-    if static.generation != "nxd":
-        raise ModelError(
-            f"the model in {path} was compiled by optimum-neuron 0.1 or earlier (its config.json has a "
-            "neuron object, and there is no neuron_config.json); the backend for it is neuron_legacy",
-            rule="not_a_neuron_model",
-        )
-    written = json.loads((Path(path) / "neuron_config.json").read_bytes())
-    for key, (served, reason) in _SERVED.items():
-        if written.get(key) not in served:
-            raise ModelError(
-                f"the model in {path} was compiled with {key} {written[key]!r}, which is not "
-                f"served: {reason}",
-                rule="unsupported_model",
-            )
-    batch, most = written.get("batch_size"), written.get("max_batch_size")
-    if batch is not None and most is not None and batch != most:
-        raise ModelError(
-            f"the model in {path} was compiled with batch_size {batch} and max_batch_size {most}; "
-            "only equal ones are served",
-            rule="unsupported_model",
-        )
-    if static.max_context_length < 2:
-        raise ModelError(
-            f"the model in {path} was compiled with max_context_length {static.max_context_length}; "
-            "the least is 2",
-            rule="unsupported_model",
-        )
-    return static
-
-
-def backend_info(facts: ModelFacts, static: StaticFacts, config: GeneratorConfig) -> BackendInfo:
-    """What the backend will be; raises ``ConfigError`` where ``config`` asks for another shape."""
-    compiled = StaticShape(static.batch_size, static.sequence_length)
-    longest = min(static.max_context_length, compiled.max_length - 1)
-    if config.batch_size != compiled.batch_size:
-        raise ConfigError(
-            f"--batch-size is {config.batch_size}, but the model was compiled for {compiled.batch_size}: "
-            f"set it to {compiled.batch_size}",
-            rule="batch_size",
-        )
-    if config.max_length != compiled.max_length:
-        raise ConfigError(
-            f"--max-length is {config.max_length}, but the model was compiled for {compiled.max_length}: "
-            f"set it to {compiled.max_length}",
-            rule="max_total_tokens",
-        )
-    if not 1 <= config.max_prompt_tokens <= longest:
-        raise ConfigError(
-            f"--max-prompt-tokens is {config.max_prompt_tokens}, but must be from 1 to {longest}: "
-            f"the prefill graph of the model is {static.max_context_length} tokens wide",
-            rule="max_input_tokens",
-        )
+def backend_info(facts: ModelFacts, static: StaticFacts, max_prompt_tokens: int) -> BackendInfo:
+    """What the backend of a model with these facts will be."""
     return BackendInfo(
-        shape=compiled,
-        max_prompt_tokens=config.max_prompt_tokens,
+        shape=StaticShape(static.batch_size, static.sequence_length),
+        max_prompt_tokens=max_prompt_tokens,
         vocab_size=facts.vocab_size,
         # One slot is its own batch: rewriting all slots rewrites only it.
         prefill_mode="insert" if static.continuous_batching or static.batch_size == 1 else "rebuild",

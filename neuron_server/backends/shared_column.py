@@ -39,7 +39,7 @@ class Step:
 
 
 class SharedColumn:
-    """The texts of a static batch of ``batch_size`` rows and ``width`` (S) columns, and their shared column.
+    """The texts of a static batch of ``batch_size`` rows and ``width`` (T) columns, and their shared column.
 
     ``column`` is where the next token of every row goes. A text of h tokens lies in the columns
     ``column - h .. column - 1`` of its row.
@@ -56,12 +56,12 @@ class SharedColumn:
         """Whether the next step needs ``compact`` first.
 
         It then gains at least one column: a step is only asked for rows with room for their token, so every
-        text has at most S - 1 tokens, and ``compact`` makes the longest of them the column.
+        text has at most T - 1 tokens, and ``compact`` makes the longest of them the column.
         """
         return bool(self._texts) and self.column == self._width
 
     def rebuild(self, texts: Mapping[int, Sequence[int]]) -> Layout:
-        """Forget every row and lay out ``texts``, slot -> 1 .. S - 1 tokens; at least one text."""
+        """Forget every row and lay out ``texts``, slot -> 1 .. T - 1 tokens; at least one text."""
         self._texts = {slot: list(text) for slot, text in texts.items()}
         self.column = max(len(text) for text in self._texts.values())
         input_ids = torch.zeros(self._batch_size, self.column, dtype=torch.int64)  # (B, L)

@@ -22,11 +22,11 @@ from contract.checked_batch import Batch
 from neuron_server import errors
 from neuron_server.backend import DecodeRow, DeviceSampling, PrefillRow
 from neuron_server.backends import load_backend, neuron_load
+from neuron_server.backends.compiled_facts import compiled_facts
 from neuron_server.backends.neuron_interface import CONFIG, FORWARD, missing_in_model, missing_names
 from neuron_server.config import GeneratorConfig
 from neuron_server.engine.engine import Engine, Joiner
 from neuron_server.errors import ConfigError, DeviceFailedError, ModelError
-from neuron_server.models import read_model
 from neuron_server.request import GenerationRequest
 from neuron_server.shape import StaticShape
 
@@ -355,9 +355,8 @@ def test_how_it_was_compiled_decides_between_inserting_and_rebuilding(
     write: Write, keys: dict[str, Any], mode: str
 ) -> None:
     config = write({"batch_size": keys.get("batch_size", B)}, **keys)
-    facts = read_model(config.model_path)
-    static = neuron_load.check_compiled(config.model_path, facts)
-    assert neuron_load.backend_info(facts, static, config).prefill_mode == mode
+    facts, static = compiled_facts(config, "nxd")
+    assert neuron_load.backend_info(facts, static, C).prefill_mode == mode
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(write: Write) -> None:

@@ -33,9 +33,8 @@ def models() -> dict[str, Any]:
     return {mode: tiny(config) for mode, config in KINDS.items()}
 
 
-def backend_on(model: Any, *, width: int = T, length: int = T) -> NeuronLegacyBackend:
-    shape = StaticShape(B, length)
-    return NeuronLegacyBackend(model, shape, C, sequence_length=width, vocab_size=V)
+def backend_on(model: Any, *, length: int = T) -> NeuronLegacyBackend:
+    return NeuronLegacyBackend(model, StaticShape(B, length), C, vocab_size=V)
 
 
 @pytest.fixture(params=KINDS)
@@ -103,7 +102,7 @@ def test_a_static_batch_that_meets_the_end_of_the_cache_goes_on_with_the_rows_th
     models: dict[str, Any],
 ) -> None:
     model = LegacyModelDouble(models["rebuild"], B, 8)
-    backend = backend_on(model, width=8, length=8)
+    backend = backend_on(model, length=8)
     backend.prefill([PrefillRow(1, [1, 2, 3, 4, 5, 6]), PrefillRow(3, [7, 8])])
     backend.decode([DecodeRow(1, 1, 6), DecodeRow(3, 9, 2)])
     backend.decode([DecodeRow(1, 2, 7), DecodeRow(3, 10, 3)])
@@ -268,7 +267,7 @@ def test_a_plain_model_is_not_compiled_on_the_way(tmp_path: Path) -> None:
 def test_a_model_of_the_other_generation_is_sent_to_its_backend(tmp_path: Path) -> None:
     root = compiled(tmp_path, None)
     (root / "neuron_config.json").write_text(json.dumps({"batch_size": 4, "sequence_length": 2048}))
-    assert "--backend neuron " in refused(config_for(root), "not_a_neuron_model")
+    assert "the backend for it is neuron" in refused(config_for(root), "not_a_neuron_model")
 
 
 def test_the_first_release_is_recognised_and_refused_with_its_reason(tmp_path: Path) -> None:
@@ -277,7 +276,7 @@ def test_the_first_release_is_recognised_and_refused_with_its_reason(tmp_path: P
         "neuron_kwargs": {"n_positions": 2048}, "compiler_type": "neuronx-cc",
         "compiler_version": "2.10.0.34+6c8792f6f",
     }  # fmt: skip
-    assert "0.0.11" in refused(config_for(compiled(tmp_path, old)), "neuron_version")
+    assert "0.0.11" in refused(config_for(compiled(tmp_path, old)), "unsupported_model")
 
 
 @pytest.mark.parametrize(
@@ -285,6 +284,7 @@ def test_the_first_release_is_recognised_and_refused_with_its_reason(tmp_path: P
     [
         ({"batch_size": 8}, "batch_size", "--batch-size is 8, but the model was compiled for 4"),
         ({"max_length": 4096}, "max_total_tokens", "compiled for 2048"),
+        ({"max_length": 2047}, "max_total_tokens", "compiled for 2048"),
         ({"max_prompt_tokens": 2048}, "max_input_tokens", "from 1 to 2047"),
         ({"max_prompt_tokens": 0}, "max_input_tokens", "from 1 to 2047"),
     ],

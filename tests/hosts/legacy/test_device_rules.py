@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from contract.checked_batch import Batch
 from contract.subject import Wanted
@@ -92,22 +91,3 @@ def test_a_step_at_the_end_of_the_cache_rebuilds_from_the_texts_and_says_what_it
     assert output.positions == B * 4 + B
     assert len(drain(backend)) == 4 + 1
     assert backend.decode([DecodeRow(1, 7, 5)]).positions == B
-
-
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_a_model_may_be_served_with_shorter_slots_than_it_was_compiled_for(name: str, tmp_path: Any) -> None:
-    from hosts.legacy import subject, upstream
-
-    from neuron_server.backends.neuron_legacy import NeuronLegacyBackend
-
-    upstream.load()
-    kind = "gpt2" if "static" in name else "llama"
-    root = subject.save_compiled(kind, tmp_path, B, T)
-    backend = NeuronLegacyBackend.load(subject.generator_config(root, B, 16, 10))
-    assert backend.info.shape == StaticShape(B, 16)
-    batch = Batch(backend, SUBJECTS[name].alone)
-    batch.add((0, 10), (3, 2))
-    for _ in range(6):
-        batch.step()
-    for slot in list(batch.texts):
-        batch.free(slot)
