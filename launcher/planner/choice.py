@@ -60,7 +60,7 @@ def _as_published(
 ) -> tuple[Candidate, str] | None:
     for figure in serving_near(model.parameters, instance.name):
         for c in able:
-            if (c.tensor_parallel, c.replicas, c.shape.batch_size) == (
+            if c.mode.inserts and (c.tensor_parallel, c.replicas, c.shape.batch_size) == (
                 figure.tensor_parallel,
                 figure.replicas,
                 figure.slots,

@@ -90,6 +90,8 @@ def _legacy_notes(model_type: str) -> tuple[str, ...]:
             "no continuous batching: each new request prefills the whole batch again, so few slots are better"
             " than many where requests come one by one"
         )
+    if model_type == "gpt2":
+        notes.append("no graph for prefill: prompts go token by token through the graph for decode")
     return tuple(notes)
 
 

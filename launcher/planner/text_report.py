@@ -12,6 +12,7 @@ from launcher.planner.candidates import Candidate, Verdict, gibibytes, gigabytes
 from launcher.planner.choice import choose
 from launcher.planner.dimensions import count
 from launcher.planner.instance_plan import InstancePlan
+from launcher.planner.memory import COMFORTABLE
 from launcher.planner.prediction import NotPredicted
 from launcher.planner.report import Report
 
@@ -110,8 +111,10 @@ def _about_choice(report: Report, plan: InstancePlan, choice: Candidate) -> Iter
     yield from _item(f"*: {plan.chosen_because}")
     for note in choice.split.notes:
         yield from _item(f"heads: {note}")
-    per_core = f"{choice.memory.room_tokens} tokens of KV cache fit a replica"
-    yield from _item(f"room: {per_core}, {gigabytes(choice.memory.reserve)} of working memory set aside")
+    yield from _item(
+        f"room: {choice.memory.room_tokens} tokens of KV cache would fill a replica to {COMFORTABLE:.0%}, "
+        f"with {gigabytes(choice.memory.reserve)} of working memory set aside"
+    )
     figures = choice.prediction
     if isinstance(figures, NotPredicted):
         yield from _item(f"speed: not predicted: {figures.reason}")

@@ -143,9 +143,19 @@ def test_qwen_7b_on_two_cores_samples_on_the_host_and_says_what_that_costs(tmp_p
     assert "/ 2.4 for sampling on the host" in choice.prediction.basis
 
 
+def test_a_server_that_inserts_requests_is_no_example_for_a_model_that_rebuilds(tmp_path):
+    """bloom-7b1 has nearly the size of Qwen2.5-7B, whose published servers have 32 slots."""
+    bloom = {"model_type": "bloom", "hidden_size": 4096, "num_hidden_layers": 30, "num_attention_heads": 32,
+             "num_key_value_heads": 32, "vocab_size": 250880, "tie_word_embeddings": True}  # fmt: skip
+    report = plans.report(tmp_path, LLAMA_8B, **bloom)
+    assert report.question.model.parameters == 7_069_016_064
+    assert plans.chosen(report, "inf2.48xlarge") == (2, 12, 4, 2048)
+
+
 def test_gpt2_is_for_the_legacy_image_and_nothing_is_predicted(tmp_path):
     report = plans.report(tmp_path, GPT2)
     assert report.question.support.generation == "legacy"
+    assert "no graph for prefill" in report.question.support.notes[-1]
     assert plans.chosen(report, "inf2.xlarge") == (1, 2, 16, 1024)
     candidates = [c for plan in report.plans for c in plan.candidates]
     assert all(c.tokens_per_s is None for c in candidates)
