@@ -8,8 +8,7 @@ rows, all T columns, prefills padded to the prefill graph's width. Both give the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,14 @@ import torch
 
 from neuron_server.backend import BackendInfo, DecodeRow, Output, PrefillMode, PrefillRow
 from neuron_server.backends.causal_lm import CausalLM, load_causal_lm
+from neuron_server.backends.device_work import DeviceWork
 from neuron_server.backends.poison import Poison
 from neuron_server.backends.self_check import check_model
 from neuron_server.backends.slots import SlotTable
 from neuron_server.backends.static_cache import DecodeWindow, StaticKVCache
 from neuron_server.backends.threads import use_threads_for
 from neuron_server.config import GeneratorConfig
-from neuron_server.errors import DeviceFailedError, ModelError
+from neuron_server.errors import ModelError
 from neuron_server.models import check_supported, check_weights, read_model
 from neuron_server.shape import StaticShape
 
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 #: Fast decode attends columns in multiples of this, so that few distinct shapes occur.
 BUCKET = 64
 
-Result = TypeVar("Result")
 Logits = npt.NDArray[np.float32]
 
 
@@ -65,7 +64,7 @@ class CpuBackend:
         self._poison = Poison(self._cache) if poison else None
         # The width of the prefill graph: a rebuild must take histories of up to T - 1 tokens.
         self._graph_width = shape.max_length if prefill_mode == "rebuild" else max_prompt_tokens
-        self._dead: str | None = None
+        self._device = DeviceWork("cpu")
 
     @classmethod
     def load(cls, config: GeneratorConfig) -> CpuBackend:
@@ -108,9 +107,9 @@ class CpuBackend:
 
     def prefill(self, rows: Sequence[PrefillRow]) -> Output:
         """See ``Backend.prefill``. One row after the other, each straight into its slot's columns."""
-        self._refuse_if_dead()
+        self._device.refuse_if_dead()
         self._slots.check_prefill(rows)
-        results = self._on_device(lambda: [self._prefill_row(row) for row in rows])
+        results = self._device.run(lambda: [self._prefill_row(row) for row in rows])
         self._slots.filled(rows)
         if self._poison and self._info.prefill_mode == "rebuild":
             self._poison.slots(self._slots.free)
@@ -120,11 +119,11 @@ class CpuBackend:
 
     def decode(self, rows: Sequence[DecodeRow]) -> Output:
         """See ``Backend.decode``."""
-        self._refuse_if_dead()
+        self._device.refuse_if_dead()
         self._slots.check_decode(rows)
         if not rows:
             return Output(self._no_logits())
-        logits = self._on_device(lambda: self._decode_rows(rows))
+        logits = self._device.run(lambda: self._decode_rows(rows))
         self._slots.stepped(rows)
         if self._poison:
             self._poison.step(self._slots.free, rows[0].position)
@@ -133,7 +132,7 @@ class CpuBackend:
 
     def release(self, slots: Sequence[int]) -> None:
         """See ``Backend.release``."""
-        self._refuse_if_dead()
+        self._device.refuse_if_dead()
         self._slots.check_release(slots)
         self._slots.freed(slots)
         if self._poison:
@@ -141,22 +140,9 @@ class CpuBackend:
 
     def close(self) -> None:
         """Nothing to give back but memory; later calls are refused."""
-        self._dead = self._dead or "the backend is closed"
+        self._device.close()
 
     # -- device work -----------------------------------------------------------------------------------------
-
-    def _refuse_if_dead(self) -> None:
-        if self._dead is not None:
-            raise DeviceFailedError(self._dead)
-
-    def _on_device(self, work: Callable[[], Result]) -> Result:
-        try:
-            return work()
-        except Exception as error:
-            # The edge to the device: whatever a forward raises, half a step may be in the cache.
-            self._dead = f"{type(error).__name__} in the model's forward: {error}"
-            logger.exception("the CPU backend failed and is dead")
-            raise DeviceFailedError(self._dead) from error
 
     def _prefill_row(self, row: PrefillRow) -> tuple[Logits, Logits | None]:
         length = len(row.tokens)

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from neuron_server.backend import BackendInfo, DecodeRow, Output, PrefillMode, PrefillRow
+from neuron_server.backends.device_work import DeviceWork
 from neuron_server.backends.slots import SlotTable
 from neuron_server.config import GeneratorConfig
-from neuron_server.errors import DeviceFailedError
 from neuron_server.models import read_model
 from neuron_server.shape import StaticShape
 
@@ -58,7 +58,7 @@ class FakeBackend:
         self._tokens = np.arange(1, vocab_size + 1, dtype=np.uint64) * _STRIDE  # (V,)
         self._noise = np.random.default_rng(0).integers(2**40, 2**41, shape.max_length, np.uint64)  # (T,)
         self._poison = poison
-        self._closed = False
+        self._device = DeviceWork("fake")
 
     @classmethod
     def load(cls, config: GeneratorConfig) -> FakeBackend:
@@ -78,7 +78,7 @@ class FakeBackend:
 
     def prefill(self, rows: Sequence[PrefillRow]) -> Output:
         """See ``Backend.prefill``."""
-        self._refuse_if_closed()
+        self._device.refuse_if_dead()
         self._slots.check_prefill(rows)
         rebuild = self._info.prefill_mode == "rebuild"
         width = self._info.shape.max_length if rebuild else self._info.max_prompt_tokens
@@ -95,7 +95,7 @@ class FakeBackend:
 
     def decode(self, rows: Sequence[DecodeRow]) -> Output:
         """See ``Backend.decode``."""
-        self._refuse_if_closed()
+        self._device.refuse_if_dead()
         self._slots.check_decode(rows)
         for row in rows:
             self._cells[row.slot, row.position] = row.token
@@ -109,7 +109,7 @@ class FakeBackend:
 
     def release(self, slots: Sequence[int]) -> None:
         """See ``Backend.release``."""
-        self._refuse_if_closed()
+        self._device.refuse_if_dead()
         self._slots.check_release(slots)
         self._slots.freed(slots)
         for slot in slots:
@@ -117,11 +117,7 @@ class FakeBackend:
 
     def close(self) -> None:
         """Later calls are refused."""
-        self._closed = True
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise DeviceFailedError("the backend is closed")
+        self._device.close()
 
     def _spoil(self, slot: int, start: int, stop: int) -> None:
         if self._poison:
