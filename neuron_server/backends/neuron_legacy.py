@@ -19,7 +19,7 @@ import torch
 from neuron_server.backend import BackendInfo, DecodeRow, Output, PrefillRow
 from neuron_server.backends.compiled_facts import compiled_facts
 from neuron_server.backends.device_work import DeviceWork
-from neuron_server.backends.neuron_legacy_model import LegacyModel, check_files, open_model
+from neuron_server.backends.neuron_legacy_load import LegacyModel, check_files, open_model
 from neuron_server.backends.shared_column import Layout, SharedColumn
 from neuron_server.backends.slots import SlotTable
 from neuron_server.config import GeneratorConfig

@@ -19,7 +19,7 @@ from contract.checked_batch import Batch
 from launcher.exit_codes import EXIT_CODES
 from neuron_server.backend import DecodeRow, PrefillRow
 from neuron_server.backends.neuron_legacy import NeuronLegacyBackend
-from neuron_server.backends.neuron_legacy_model import missing_from
+from neuron_server.backends.neuron_legacy_load import missing_from
 from neuron_server.config import GeneratorConfig
 from neuron_server.errors import BackendError, ConfigError, DeviceFailedError, ModelError, OneTokenPromptError
 from neuron_server.shape import StaticShape

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from neuron_server.backend import Backend
 from neuron_server.backends.neuron_legacy import NeuronLegacyBackend
-from neuron_server.backends.neuron_legacy_model import missing_from
+from neuron_server.backends.neuron_legacy_load import missing_from
 from neuron_server.config import GeneratorConfig
 from neuron_server.shape import StaticShape
 
 #: Names that the stand-ins filled in when this was last looked at, one per line.
-RECORDED = Path(__file__).with_name("gaps-0.0.28.txt")
+RECORDED = Path(__file__).with_name("placeholders-0.0.28.txt")
 
 _LLAMA = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -16,9 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from hosts.import_gaps import GapFinder, install
 from hosts.legacy.graphs import TinyGraphs
-from hosts.legacy.import_gaps import GapFinder, install
 from transformers import AutoModelForCausalLM
+
+#: What optimum-neuron 0.0.28 imports of AWS's package index.
+ROOTS = ("torch_xla", "torch_neuronx", "transformers_neuronx", "neuronxcc", "libneuronxla")
 
 #: The compiler that the SDK of 0.0.28 ships; models say which one compiled them.
 COMPILER = "2.16.372.0+4a9b2326"
@@ -76,6 +79,7 @@ def load() -> GapFinder:
     """Import the real package, once; its gaps stay filled while the process lives."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     finder = install(
+        ROOTS,
         {
             "neuronxcc": {"__version__": COMPILER},
             "torch_xla": {"__version__": "2.1.6"},
@@ -84,7 +88,7 @@ def load() -> GapFinder:
                 "ContinuousBatchingConfig": _KeepsArguments,
             },
             "transformers_neuronx.gpt2.model": {"GPT2ForSampling": Gpt2ForSampling},
-        }
+        },
     )
     from optimum.neuron import modeling_decoder
     from optimum.neuron.backends.hlo.decoder import NeuronHloDecoderModel

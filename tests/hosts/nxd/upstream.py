@@ -11,9 +11,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from hosts.nxd import gaps, stand_ins
+from hosts.import_gaps import GapFinder, install
+from hosts.nxd import stand_ins
 from hosts.nxd.model_builder import CompiledModel
 from transformers import AutoConfig
+
+#: What optimum-neuron 0.3 and 0.4 import of AWS's package index.
+ROOTS = ("torch_xla", "torch_neuronx", "neuronx_distributed", "neuronxcc", "libneuronxla")
 
 #: The releases that the stand-ins are made for.
 VERSIONS = ("0.4.5", "0.3.0")
@@ -25,11 +29,11 @@ def installed() -> str:
 
 
 @cache
-def stand_in() -> gaps.NxDGaps:
+def stand_in() -> GapFinder:
     """Install the stand-ins and import what the tiny model needs of upstream."""
     if installed() not in VERSIONS:
         raise RuntimeError(f"the stand-ins are made for {' and '.join(VERSIONS)}, not for {installed()}")
-    finder = gaps.install(stand_ins.DEFINED)
+    finder = install(ROOTS, stand_ins.DEFINED)
     stand_ins.fill_in_primitives()
     import_module("optimum.neuron.models.inference.auto_models")
     return finder

@@ -7,15 +7,13 @@ does nothing. Which names were handed out is recorded, so that a test sees when 
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import ModuleType
 from typing import Any
-
-#: What AWS ships from its own package index. None of it is installed here, or the finder stands aside.
-ROOTS = ("torch_xla", "torch_neuronx", "transformers_neuronx", "neuronxcc", "libneuronxla")
 
 
 class _PlaceholderType(type):
@@ -64,20 +62,21 @@ class _Package(ModuleType):
 
 
 class GapFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds every module below ``ROOTS``; ``defined`` are the stand-ins that do something.
+    """Finds every module below ``roots``; ``defined`` are the stand-ins that do something.
 
     ``defined``: module name -> attribute name -> value. ``handed_out`` holds the dotted names of the
     placeholders that somebody asked for.
     """
 
-    def __init__(self, defined: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, roots: Collection[str], defined: dict[str, dict[str, Any]]) -> None:
+        self.roots = roots
         self.defined = defined
         self.handed_out: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname.partition(".")[0] not in ROOTS:
+        if fullname.partition(".")[0] not in self.roots:
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
@@ -88,11 +87,16 @@ class GapFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         vars(module).update(self.defined.get(module.__name__, {}))
 
 
-def install(defined: dict[str, dict[str, Any]]) -> GapFinder:
-    """Put a finder in front of all others; raises ``RuntimeError`` where one of the packages is real."""
-    for root in ROOTS:
-        if root in sys.modules:
-            raise RuntimeError(f"{root} is imported already, so it cannot be stood in for")
-    finder = GapFinder(defined)
+def install(roots: Collection[str], defined: dict[str, dict[str, Any]]) -> GapFinder:
+    """Put a finder in front of all others; raises ``RuntimeError`` where one of the packages is real.
+
+    ``roots``: the packages of AWS's own index that a release of optimum-neuron imports.
+    """
+    real = [root for root in roots if root in sys.modules]
+    if real:
+        raise RuntimeError(f"{real} are imported already, so they cannot be stood in for")
+    finder = GapFinder(roots, defined)
     sys.meta_path.insert(0, finder)
+    for module in defined:  # else ``from package import module`` would be given a placeholder
+        importlib.import_module(module)
     return finder
