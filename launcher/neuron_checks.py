@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from launcher.device.inventory import Inventory
 from launcher.device.stack import Stack
+from neuron_server.compiled_model import check_servable
 from neuron_server.errors import ModelError
 from neuron_server.models import ModelFacts, StaticFacts
 
@@ -68,6 +69,10 @@ def mismatches(
     static = facts.static
     if static is None:
         return
+    try:
+        check_servable(model_id, static)
+    except ModelError as error:
+        yield error
     if stack.optimum_neuron is None:
         yield ModelError(
             "the model was compiled for Neuron, but optimum-neuron is not installed here: use "

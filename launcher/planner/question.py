@@ -11,6 +11,7 @@ from launcher.planner.candidates import Question, Wish
 from launcher.planner.families import Support
 from launcher.planner.planned import PlannedModel
 from launcher.planner.prediction import Workload
+from neuron_server.compiled_model import check_servable
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.models import ModelFacts, StaticFacts, check_supported
 
@@ -60,8 +61,8 @@ def dtype_of(settings: Settings, model: PlannedModel) -> str:
     return chosen
 
 
-def support_of(facts: ModelFacts) -> Support:
-    """Who serves the model.
+def support_of(facts: ModelFacts, name: str) -> Support:
+    """Who serves the model that the user calls ``name``.
 
     Raises ``ModelError``: rule ``unsupported_model`` for what nobody does, with the reason; rule
     ``neuron_target`` for a model compiled for another device.
@@ -72,6 +73,7 @@ def support_of(facts: ModelFacts) -> Support:
         return families.support(facts.model_type)
     if static.images:
         raise ModelError("the model was compiled for images; only text is served", rule="unsupported_model")
+    check_servable(name, static)
     if static.target == "trn2":
         raise ModelError("the model was compiled for trn2, and Inferentia2 is another", rule="neuron_target")
     return families.support(facts.model_type, static.generation)

@@ -202,3 +202,9 @@ def test_odd_things_are_noted_once_each():
 def test_targets_of_instances():
     assert target_of("inf2.48xlarge") == target_of("trn1.2xlarge") == "trn1"
     assert (target_of("trn2.48xlarge"), target_of("m5.large"), target_of(None)) == ("trn2", None, None)
+
+
+def test_what_no_backend_runs_is_known_before_a_generator_starts():
+    rule, message = refused(nxd(obstacles=("speculation_length 4, which is not served: a reason",)))
+    assert rule == "unsupported_model"
+    assert "speculation_length 4" in message

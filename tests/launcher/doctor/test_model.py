@@ -27,7 +27,7 @@ NXD = {
     "neuronxcc_version": "2.21.33363.0+82129205",
     "on_device_sampling": False,
     "optimum_neuron_version": "0.4.5",
-    "output_logits": True,
+    "output_logits": False,
     "sequence_length": 128,
     "target": "trn1",
     "torch_dtype": "bfloat16",

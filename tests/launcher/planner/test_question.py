@@ -198,6 +198,24 @@ def test_a_model_for_trn2_is_not_for_these_instances(tmp_path):
     assert caught.value.rule == "neuron_target"
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"prefill_chunk_size": 1024}, "prefill_chunk_size 1024"), ({"speculation_length": 4}, "speculation")],
+)
+def test_a_compiled_model_that_no_backend_runs_is_not_planned_for(changes, why, tmp_path):
+    with pytest.raises(ModelError, match=why) as caught:
+        plans.make_report(Settings(), compiled(tmp_path, **changes))
+    assert caught.value.rule == "unsupported_model"
+
+
+def test_models_of_the_first_releases_are_not_planned_for(tmp_path):
+    neuron = {"batch_size": 16, "num_cores": 2, "auto_cast_type": "f32", "compiler_version": "2.9.0.40",
+              "neuron_kwargs": {"n_positions": 1024}}  # fmt: skip
+    with pytest.raises(ModelError, match=r"0\.0\.11") as caught:
+        plans.report(tmp_path, plans.GPT2, neuron=neuron)
+    assert caught.value.rule == "unsupported_model"
+
+
 def test_a_legacy_compiled_model_needs_the_legacy_image(tmp_path):
     neuron = {"batch_size": 4, "num_cores": 2, "sequence_length": 2048, "auto_cast_type": "fp16",
               "compiler_type": "neuronx-cc", "compiler_version": "2.15.143.0"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a plan recommends, given to the launcher: on the machine it was planned for, nothing of it is refused."""
+"""What a plan recommends, given to the launcher: on the machine that it is for, nothing of it is refused."""
 
 from __future__ import annotations
 
