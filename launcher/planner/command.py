@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Optional  # typer reads Optional at run time, on 3.10 too
 
@@ -120,21 +119,22 @@ def _command(
 def make_report(settings: Settings, model_id: str, revision: str | None = None) -> Report:
     """The whole plan. Raises ``ConfigError``, ``ModelError`` and, for a hub id, ``LaunchError``."""
     instances = instances_of(settings)
-    path = model_id if is_local(model_id) else asyncio.run(_fetched(model_id, revision))
+    local = is_local(model_id)
+    path = model_id if local else asyncio.run(_fetched(model_id, revision))
     facts = read_model(path)
     support = support_of(facts, model_id)
-    model = read_planned(model_id, path, facts)
+    model = read_planned(model_id, path, facts, None if local else revision)
     asked = question(settings, model, support)
     plans = tuple(plan_instance(instance, asked) for instance in instances)
     return Report(asked, dtype_of(settings, model), plans, ASSUMPTIONS)
 
 
 async def _fetched(model_id: str, revision: str | None) -> str:
-    """The directory of a hub model's configuration; what the download says goes to stderr."""
+    """The directory of a hub model's configuration."""
     parameters = Parameters.of(model_id=model_id, revision=revision)
 
-    def forward(_name: str, line: bytes) -> None:
-        sys.stderr.write(line.decode(errors="replace") + "\n")
+    def forward(_name: str, _line: bytes) -> None:
+        """Keep the download's lines back: where it fails, the error has the last ones."""
 
     env = child_environment(parameters, os.environ)
     found = await fetch(model_id, parameters, env, forward, Stopping(), config_only=True)

@@ -15,7 +15,7 @@ from neuron_server.models import ModelFacts
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """``name`` is what the user called it. ``source``: where the number of parameters is from.
+    """``name`` and ``revision`` are what the user called it; ``source``: where ``parameters`` is from.
 
     ``mode`` is fixed for a compiled model and otherwise follows from the configuration. ``stores_weights``:
     the compiled model has, or will have, its weights beside the graphs as the device takes them; an export
@@ -29,6 +29,7 @@ class PlannedModel:
     source: str
     stores_weights: bool
     notes: tuple[str, ...] = ()
+    revision: str | None = None
 
     @property
     def mode(self) -> Mode | None:
@@ -37,7 +38,7 @@ class PlannedModel:
         return None if static is None else Mode(static.continuous_batching, static.on_device_sampling)
 
 
-def read_planned(name: str, path: str | Path, facts: ModelFacts) -> PlannedModel:
+def read_planned(name: str, path: str | Path, facts: ModelFacts, revision: str | None = None) -> PlannedModel:
     """What the directory ``path`` says beyond its ``facts``.
 
     Raises ``ModelError`` (see ``read_dimensions`` and ``stored_weights``).
@@ -47,4 +48,4 @@ def read_planned(name: str, path: str | Path, facts: ModelFacts) -> PlannedModel
     stored = stored_weights(Path(path), config, sizes, facts)
     static = facts.static
     cut = os.path.isdir(name) if static is None else stores_cut_weights(Path(path), static)
-    return PlannedModel(name, facts, sizes, stored.parameters, stored.source, cut, stored.notes)
+    return PlannedModel(name, facts, sizes, stored.parameters, stored.source, cut, stored.notes, revision)

@@ -30,6 +30,7 @@ class Recipe:
 def recipe(candidate: Candidate, question: Question, dtype: str) -> Recipe:
     """Lines to paste into a shell."""
     name, shape = question.model.name, candidate.shape
+    revision = () if question.model.revision is None else ("--revision", question.model.revision)
     flags = [
         *("--num-shard", candidate.tensor_parallel, "--data-parallel-size", candidate.replicas),
         *("--max-batch-size", shape.batch_size, "--max-total-tokens", shape.max_length),
@@ -44,11 +45,12 @@ def recipe(candidate: Candidate, question: Question, dtype: str) -> Recipe:
         flags += ["--max-concurrent-requests", slots]
     words = [str(flag) for flag in flags]
     if question.model.facts.static is not None:
-        return Recipe(None, _line("text-generation-launcher", "--model-id", name, *words), _line(*words))
+        serve = _line("text-generation-launcher", "--model-id", name, *revision, *words)
+        return Recipe(None, serve, _line(*words))
     form = f"tp{candidate.tensor_parallel}-b{shape.batch_size}-s{shape.max_length}"
     output = f"./{PurePath(name).name or 'model'}-{form}"
     export = [
-        *("text-generation-server", "export", name, "--output", output),
+        *("text-generation-server", "export", name, *revision, "--output", output),
         *("--batch-size", shape.batch_size, "--sequence-length", shape.max_length),
         *(() if width is None else ("--max-context-length", width)),
         *("--tensor-parallel-size", candidate.tensor_parallel, "--dtype", dtype, "--instance-type", "inf2"),

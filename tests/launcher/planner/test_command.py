@@ -123,6 +123,30 @@ def test_a_longest_prompt_becomes_the_width_of_the_prefill_graph(tmp_path, capsy
     assert "--max-input-tokens 2048" in choice["flags"]
 
 
+def test_a_hub_model_is_exported_at_the_revision_that_was_planned_for(tmp_path, capsys, monkeypatch):
+    path = plans.directory(tmp_path, plans.LLAMA_8B)
+
+    async def fetched(_model_id, _revision):
+        return str(path)
+
+    monkeypatch.setattr("launcher.planner.command._fetched", fetched)
+    argv = ("--model-id", "org/model", "--revision", "abc", "--instance", "inf2.8xlarge", "--json")
+    choice = json.loads(planned(capsys, *argv)[1])["instances"][0]["choice"]
+    assert choice["export"].startswith(
+        "text-generation-server export org/model --revision abc --output ./model-"
+    )
+    assert "--revision" not in choice["serve"]
+    assert choice["export_host_bytes"] is None
+    assert choice["host"]["least_bytes"] > 16 * 10**9  # its weights are cut while it loads
+    (path / "neuron_config.json").write_text(
+        '{"batch_size": 4, "sequence_length": 4096, "tp_degree": 2, "torch_dtype": "bfloat16"}'
+    )
+    choice = json.loads(planned(capsys, *argv)[1])["instances"][0]["choice"]
+    assert choice["serve"].startswith(
+        "text-generation-launcher --model-id org/model --revision abc --num-shard 2"
+    )
+
+
 def test_a_name_with_a_blank_is_quoted(tmp_path, capsys):
     path = plans.directory(tmp_path, plans.LLAMA_8B).rename(tmp_path / "a model; rm -rf")
     argv = ("--model-id", str(path), "--instance", "inf2.48xlarge", "--json")
