@@ -14,6 +14,8 @@ from launcher.doctor.case import Case
 from launcher.doctor.finding import Finding, Status, fail, of_error, ok, warn
 from neuron_server.errors import ConfigError, ModelError
 
+#: Processes that are described; of the others the numbers are enough.
+_NAMED = 4
 _FAMILIES = ("inf2", "trn1", "trn1n", "trn2", "trn2u")
 _INSTALL = "use the project's neuron image, or install from AWS's own index (pip.repos.neuron.amazonaws.com)"
 #: Others of the runtime's variables -> what they may be (AWS's runtime configuration guide).
@@ -162,19 +164,20 @@ def cores(case: Case) -> Iterator[Finding]:
         yield of_error("cores", error, case.grave)
         return
     per_device = inventory.total_cores // inventory.devices
-    held: dict[int, str] = {}
-    for holder in case.holders.processes:
-        held.update(dict.fromkeys(holder.cores(inventory.device_numbers, per_device), str(holder)))
     ours = set(range(usable.first, usable.last + 1))
-    taken, unseen = sorted(ours & held.keys()), case.holders.blind_spots
+    of_ours = {h: ours & h.cores(inventory.device_numbers, per_device) for h in case.holders.processes}
+    holders = [holder for holder, cores in of_ours.items() if cores]
+    taken, unseen = set[int]().union(*of_ours.values()), case.holders.blind_spots
     needed = _needed(case)
     note = f" ({unseen})" if unseen else ""
     if not taken:
         free = f"{usable} of {inventory.total_cores} can be used, and no process that can be seen holds one"
         yield ok("cores", free + note)
         return
-    who = "; ".join(dict.fromkeys(held[core] for core in taken))
-    pids = " ".join(dict.fromkeys(re.findall(r"process (\d+)", who)))
+    who = "; ".join(map(str, holders[:_NAMED]))
+    if len(holders) > _NAMED:
+        who += f"; and {len(holders) - _NAMED} more"
+    pids = " ".join(str(holder.pid) for holder in holders)
     left = len(ours) - len(taken)
     yield Finding(
         "cores",

@@ -13,6 +13,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from examined import lines
 
 
+def test_all_that_have_one_device_open_are_to_be_stopped_and_only_some_described(tmp_path):
+    """A server that forked: which of them reserved the cores cannot be seen."""
+    root = machines.inf2_xlarge(tmp_path)
+    for pid in range(11, 17):
+        machines.process(root, pid, f"worker{pid}", opens=["/dev/neuron0"])
+    (line,) = lines(neuron.cores, root)
+    assert "process 11 (worker11) has /dev/neuron0 open; process 12" in line
+    assert "; and 2 more; what a process reserved" in line
+    assert "(kill 11 12 13 14 15 16)" in line
+
+
 def test_a_healthy_machine_is_all_well(tmp_path):
     machines.inf2_xlarge(tmp_path)
     for check in (neuron.devices, neuron.instance, neuron.driver_and_runtime, neuron.packages):
