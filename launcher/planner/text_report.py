@@ -134,11 +134,12 @@ def _about_choice(report: Report, plan: InstancePlan, choice: Candidate) -> Iter
         )
     recipe = report.recipe(choice)
     if recipe.export:
-        held = recipe.export_host_bytes or 0
+        held, legacy = recipe.export_host_bytes or 0, report.question.support.generation == "legacy"
+        where = "on an instance with" if legacy else "on a machine with"
         if held > plan.instance.host_bytes:
-            yield f"  compile, on a machine with more memory ({gibibytes(held)} beside the compiler's):"
+            yield f"  compile, {where} more memory ({gibibytes(held)} beside the compiler's):"
         else:
-            yield "  compile:"
+            yield f"  compile{', on an instance with devices, which this generation needs' if legacy else ''}:"
         yield from _command_line(recipe.export)
     yield "  serve:"
     yield from _command_line(recipe.serve)

@@ -173,6 +173,16 @@ def test_whatever_the_directory_is_called_the_lines_can_be_pasted(name, tmp_path
     assert given["parameters"].integer("num_shard") == options.tensor_parallel_size == 8
 
 
+def test_where_to_compile_is_said_where_it_matters(tmp_path, capsys):
+    llama, gpt2 = (str(plans.directory(tmp_path, name)) for name in (plans.LLAMA_8B, plans.GPT2))
+    _, out = planned(capsys, "--model-id", llama, "--instance", "inf2.xlarge")
+    assert "compile, on a machine with more memory (17.0 GiB beside the compiler's):" in out
+    _, out = planned(capsys, "--model-id", llama, "--instance", "inf2.8xlarge")
+    assert "  compile:\n" in out
+    _, out = planned(capsys, "--model-id", gpt2, "--instance", "inf2.xlarge")
+    assert "compile, on an instance with devices, which this generation needs:" in out
+
+
 def test_nothing_fits_says_only_what_could_help(tmp_path, capsys):
     path = str(plans.directory(tmp_path, plans.LLAMA_70B))
     _, out = planned(capsys, "--model-id", path, "--instance", "inf2.24xlarge")
