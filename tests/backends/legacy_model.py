@@ -10,21 +10,6 @@ from typing import Any
 
 import torch
 from hosts.legacy.graphs import TinyGraphs
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-
-LLAMA = LlamaConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.4, tie_word_embeddings=False,
-)  # fmt: skip
-GPT2 = GPT2Config(
-    vocab_size=64, n_embd=32, n_inner=48, n_layer=2, n_head=4, n_positions=64, initializer_range=0.4,
-    tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
-
-
-def tiny(config: LlamaConfig | GPT2Config) -> Any:
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 class LegacyModelDouble:

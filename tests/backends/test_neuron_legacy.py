@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backends.legacy_model import GPT2, LLAMA, LegacyModelDouble, tiny
+from backends.legacy_model import LegacyModelDouble
 from contract.checked_batch import Batch
+from hosts.legacy.tiny_model import tiny
 
 from launcher.exit_codes import EXIT_CODES
 from neuron_server.backend import DecodeRow, PrefillRow
@@ -25,12 +26,12 @@ from neuron_server.errors import BackendError, ConfigError, DeviceFailedError, M
 from neuron_server.shape import StaticShape
 
 B, T, C, V = 4, 32, 20, 64
-KINDS = {"insert": LLAMA, "rebuild": GPT2}
+KINDS = {"insert": "llama", "rebuild": "gpt2"}
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    return {mode: tiny(config) for mode, config in KINDS.items()}
+    return {mode: tiny(kind) for mode, kind in KINDS.items()}
 
 
 def backend_on(model: Any, *, length: int = T) -> NeuronLegacyBackend:

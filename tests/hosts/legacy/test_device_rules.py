@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from contract.checked_batch import Batch
 from contract.subject import Wanted
-from hosts.legacy.subject import SUBJECTS, alone
+from hosts.legacy.subject import SUBJECTS
+from hosts.legacy.tiny_model import alone
 
 from neuron_server.backend import DecodeRow, PrefillRow
 from neuron_server.shape import StaticShape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hosts.legacy import upstream
-from hosts.legacy.subject import tiny
+from hosts.legacy.tiny_model import tiny
 from transformers import GenerationConfig
 
 
