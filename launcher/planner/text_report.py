@@ -139,7 +139,9 @@ def _about_choice(report: Report, plan: InstancePlan, choice: Candidate) -> Iter
         if held > plan.instance.host_bytes:
             yield f"  compile, {where} more memory ({gibibytes(held)} beside the compiler's):"
         else:
-            yield f"  compile{', on an instance with devices, which this generation needs' if legacy else ''}:"
+            yield "  compile" + (
+                ", on an instance with devices, which this generation needs:" if legacy else ":"
+            )
         yield from _command_line(recipe.export)
     yield "  serve:"
     yield from _command_line(recipe.serve)
