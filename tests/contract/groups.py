@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 GROUPS: Mapping[int, str] = {
     1: "uneven prompts in one prefill, any order of slots; lengths 1, 2, C - 1, C",
-    2: "insertion while others are live, several waves; the others unchanged to the bit",
+    2: "insertion while others are live, several waves; others unchanged, to the bit where shapes are static",
     3: "slots not sorted, not contiguous; highest first; a single one; all",
     4: "release and reuse: short after long, long after short, 18 steps and more",
     5: "one-token prompts: alone, beside live slots, together with longer ones",
