@@ -138,6 +138,8 @@ def differences(wanted: Wanted, entry: StaticFacts) -> tuple[str, ...]:
 
 def _obstacle(wanted: Wanted, entry: StaticFacts) -> str | None:
     """Why the entry cannot run on this machine, whatever was asked for."""
+    if entry.obstacles:
+        return f"has {entry.obstacles[0]}"
     if wanted.cores is not None and (entry.cores or 1) > wanted.cores:
         return f"needs {entry.cores} cores of {wanted.cores}"
     if entry.target and wanted.target and TARGETS.get(entry.target, entry.target) != wanted.target:

@@ -44,6 +44,12 @@ def refused(wanted: Wanted, entries: list[StaticFacts]) -> str:
     return str(caught.value)
 
 
+def test_an_entry_that_no_backend_serves_is_never_chosen_and_says_why():
+    chunked = entry(8, obstacles=("prefill_chunk_size 512, which is not served",))
+    assert select(Wanted(), [chunked, entry(4)]).chosen.batch_size == 4
+    assert "(has prefill_chunk_size 512, which is not served)" in refused(Wanted(), [chunked])
+
+
 def test_who_asks_for_4_slots_gets_4_and_never_32():
     """TGI's issues 3248 and 3299: its last releases take any entry that is at least as large."""
     assert select(Wanted(batch_size=4), CACHE).chosen.batch_size == 4
