@@ -1,7 +1,8 @@
 """A machine with Neuron devices and an optimum-neuron that only looks like one, as directories.
 
 The stand-in has the signatures of optimum-neuron 0.4.5 (``tests/hosts/export`` compares them with the real
-one) and "compiles" by writing files; what it was asked for stands in ``ASKED``, one JSON object per line. Its
+one, with torch and transformers as they are; here these two are a few lines, because importing them takes
+seconds in each of many processes) and "compiles" by writing files; what it was asked for stands in ``ASKED``, one JSON object per line. Its
 behaviour is scripted by the environment: ``FAKE_ENTRIES`` (JSON), ``FAKE_CACHE`` (``offline``), and
 ``FAKE_EXPORT`` (``fail``, ``hang``, ``killed``).
 """
@@ -92,7 +93,32 @@ def get_neuron_model_class(model_type, task, mode):
     return FakeForCausalLM
 """.replace("COMPILER", repr(COMPILER))
 
+_TORCH = """
+class dtype(str):
+    pass
+float32, float16, bfloat16 = (dtype("torch." + name) for name in ("float32", "float16", "bfloat16"))
+"""
+_TRANSFORMERS = """
+import json
+from pathlib import Path
+class AutoConfig:
+    @classmethod
+    def from_pretrained(cls, path, trust_remote_code=False):
+        config = cls()
+        config.__dict__.update(json.loads((Path(path) / "config.json").read_text()), _name_or_path=path)
+        return config
+    def get_text_config(self):
+        return self
+    def save_pretrained(self, path):
+        values = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        values["torch_dtype"] = str(values["torch_dtype"]).partition(".")[2]
+        Path(path).mkdir(parents=True, exist_ok=True)
+        (Path(path) / "config.json").write_text(json.dumps(values))
+"""
+
 _MODULES = {
+    "torch.py": _TORCH,
+    "transformers.py": _TRANSFORMERS,
     "optimum/neuron/__init__.py": "",
     "optimum/neuron/utils/__init__.py": "",
     "optimum/neuron/utils/cache_utils.py": _CACHE_UTILS,
