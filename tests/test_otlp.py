@@ -111,7 +111,7 @@ def test_a_collector_that_is_away_costs_spans_and_no_time(listening, caplog):
             began = time.perf_counter()
             tracer.start("a").end()
             slowest = max(slowest, time.perf_counter() - began)
-        assert slowest < 0.5
+        assert slowest < 2.0
         assert time.perf_counter() - start < 30
         start = time.perf_counter()
         tracer.close()
