@@ -17,6 +17,9 @@ from harness import DEMO_MODEL, LAUNCHER, Server, alive, free_port, wait_gone
 
 BODY = {"inputs": "The list type is", "parameters": {"max_new_tokens": 200, "details": True}}
 
+#: Starts in a second, where torch takes several: for what does not depend on the answers.
+FAKE = ("--backend", "fake")
+
 
 def stream_events(base_url: str, body: dict, on_event=lambda event: None) -> list[dict]:
     events = []
@@ -126,7 +129,7 @@ def test_a_killed_generator_is_restarted_and_its_streams_go_on(launch, endless_m
 
 
 def test_a_killed_launcher_leaves_no_orphan_and_no_socket(launch, tmp_path):
-    server = launch("--shard-uds-path", str(tmp_path / "shard")).wait_ready()
+    server = launch("--shard-uds-path", str(tmp_path / "shard"), *FAKE).wait_ready()
     children = list(server.children().values())
     assert (tmp_path / "shard-0").exists()
     os.kill(server.process.pid, signal.SIGKILL)
@@ -136,7 +139,7 @@ def test_a_killed_launcher_leaves_no_orphan_and_no_socket(launch, tmp_path):
 
 
 def test_a_killed_router_ends_the_service_with_its_own_code(launch):
-    server = launch().wait_ready()
+    server = launch(*FAKE).wait_ready()
     children = server.children()
     os.kill(children["serve_router"], signal.SIGKILL)
     assert server.wait_exit() == 43
@@ -228,7 +231,7 @@ def test_a_full_queue_answers_429_and_the_others_are_served(launch, endless_mode
 
 
 def test_two_servers_run_side_by_side_with_default_sockets(launch):
-    one, two = launch(), launch(port=free_port())
+    one, two = launch(*FAKE), launch(*FAKE, port=free_port())
     one.wait_ready()
     two.wait_ready()
     assert one.stop() == 0
@@ -253,7 +256,7 @@ def test_a_generator_that_cannot_start_ends_with_tgis_last_line(launch, tmp_path
 
 @pytest.mark.case(189, deviation=OWN_EXIT_STATUS)
 def test_without_restarts_a_killed_generator_ends_the_service_as_in_tgi(launch):
-    server = launch("--max-restarts", "0").wait_ready()
+    server = launch("--max-restarts", "0", *FAKE).wait_ready()
     children = server.children()
     os.kill(children["serve_generator"], signal.SIGKILL)
     assert server.wait_exit() == 41
@@ -266,7 +269,7 @@ def test_without_restarts_a_killed_generator_ends_the_service_as_in_tgi(launch):
 
 @pytest.mark.case(191)
 def test_a_request_longer_than_the_grace_is_cut_off_and_the_end_is_orderly(launch, endless_model):
-    slow = ("--backend", "cpu", "--simulated-clock", "0.01:1=0.5,4=0.5")
+    slow = (*FAKE, "--simulated-clock", "0.01:1=0.5,4=0.5")
     server = launch("--model-id", str(endless_model), "-g", "1", *slow).wait_ready()
     sent = []
 
