@@ -2,9 +2,9 @@
 
 The stand-in has the signatures of optimum-neuron 0.4.5 (``tests/hosts/export`` compares them with the real
 one, with torch and transformers as they are; here these two are a few lines, because importing them takes
-seconds in each of many processes) and "compiles" by writing files; what it was asked for stands in ``ASKED``, one JSON object per line. Its
-behaviour is scripted by the environment: ``FAKE_ENTRIES`` (JSON), ``FAKE_CACHE`` (``offline``), and
-``FAKE_EXPORT`` (``fail``, ``hang``, ``killed``).
+seconds in each of many processes) and "compiles" by writing files; what it was asked for stands in ``ASKED``,
+one JSON object per line. Its behaviour is scripted by the environment: ``FAKE_ENTRIES`` (JSON),
+``FAKE_CACHE`` (``offline``), and ``FAKE_EXPORT`` (``fail``, ``hang``, ``killed``).
 """
 
 from __future__ import annotations
