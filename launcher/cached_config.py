@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from launcher.compiled import CAST, CORES
-from launcher.neuron_checks import TARGETS, export_command
+from launcher.neuron_checks import export_command
 from launcher.parameters import Parameters
+from neuron_server.compiled_model import TARGETS
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.json_object import DTYPES
 from neuron_server.models import StaticFacts

@@ -20,10 +20,11 @@ from launcher.download import Fetched, fetch, is_local
 from launcher.environment import hub_environment
 from launcher.export_program import Runner, Source, cached, export
 from launcher.log_lines import log_entry
-from launcher.neuron_checks import LAST_LEGACY, TARGETS, release
+from launcher.neuron_checks import LAST_LEGACY, release
 from launcher.parameters import Parameters
 from launcher.stopping import Stopping
 from neuron_server import logs
+from neuron_server.compiled_model import TARGETS
 from neuron_server.errors import ConfigError, ModelError
 from neuron_server.models import ModelFacts, StaticFacts, check_supported, read_model
 

@@ -13,14 +13,9 @@ from types import MappingProxyType
 
 from launcher.device.inventory import Inventory
 from launcher.device.stack import Stack
-from neuron_server.compiled_model import check_servable
+from neuron_server.compiled_model import TARGETS, check_servable
 from neuron_server.errors import ModelError
 from neuron_server.models import ModelFacts, StaticFacts
-
-#: Instance family -> the target that its models are compiled for.
-TARGETS: Mapping[str, str] = MappingProxyType(
-    {"inf2": "trn1", "trn1": "trn1", "trn1n": "trn1", "trn2": "trn2"}
-)
 
 #: model_type -> first and last release of optimum-neuron that compiles it for text generation (``None``: all
 #: since). Its development version after 0.4.5 is the newest we know.

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from neuron_server.errors import ModelError
@@ -21,6 +22,10 @@ from neuron_server.weights import INDEX, SINGLE, check_file, check_weights
 NEURON_CONFIG = "neuron_config.json"
 #: Where each generation keeps weights beside its graphs, and legacy its graphs.
 CHECKPOINT, COMPILED = "checkpoint", "compiled"
+#: Instance family -> the target that its models are compiled for (optimum-neuron 0.4.5).
+TARGETS: Mapping[str, str] = MappingProxyType(
+    {"inf2": "trn1", "trn1": "trn1", "trn1n": "trn1", "trn2": "trn2"}
+)
 #: Upstream's own default for ``max_topk``.
 _MAX_TOP_K = 256
 

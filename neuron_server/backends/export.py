@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from neuron_server.compiled_model import TARGETS
 from neuron_server.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 #: Seconds between two lines while the compiler is at work.
 HEARTBEAT_S = 30.0
 TASK, MODE = "text-generation", "inference"
-#: Instance family -> the compiler's target (optimum-neuron 0.4.5).
-_TARGETS = {"inf2": "trn1", "trn1": "trn1", "trn1n": "trn1", "trn2": "trn2"}
 #: Our names of types -> those that optimum-neuron up to 0.3 takes.
 _CAST = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _LAST_WORDS = 15
@@ -67,7 +66,7 @@ class _Compiled(Protocol):
 def set_target(instance_type: str | None, environ: MutableMapping[str, str]) -> None:
     """Tell the compiler its target; must happen before anything of optimum-neuron is imported."""
     if instance_type is not None:
-        environ["NEURON_PLATFORM_TARGET_OVERRIDE"] = _TARGETS[instance_type]
+        environ["NEURON_PLATFORM_TARGET_OVERRIDE"] = TARGETS[instance_type]
 
 
 def export(request: ExportRequest, output: Path, work: Path) -> None:

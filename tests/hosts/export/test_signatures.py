@@ -84,11 +84,11 @@ def test_the_target_of_an_instance_is_upstreams():
     if INSTALLED != "0.4.5":
         pytest.skip("since 0.4.1")
     prepare()
-    from neuron_server.backends.export import _TARGETS
+    from neuron_server.compiled_model import TARGETS
 
     instance = import_module("optimum.neuron.utils.instance")
-    assert {name: instance.normalize_instance_type(name) for name in _TARGETS} == _TARGETS
-    assert set(_TARGETS) == set(instance.SUPPORTED_INSTANCE_TYPES)
+    assert {name: instance.normalize_instance_type(name) for name in TARGETS} == TARGETS
+    assert set(TARGETS) == set(instance.SUPPORTED_INSTANCE_TYPES)
 
 
 def test_the_families_that_the_launcher_knows_are_those_of_the_release():
