@@ -16,11 +16,12 @@ from launcher.device import inventory
 from launcher.device.inventory import Inventory
 from launcher.device.rooted import machine_root
 from launcher.device.stack import installed
+from launcher.device.versions import numbers
 from launcher.download import Fetched, fetch, is_local
 from launcher.environment import hub_environment
 from launcher.export_program import Runner, Source, cached, export
 from launcher.log_lines import log_entry
-from launcher.neuron_checks import LAST_LEGACY, release
+from launcher.neuron_checks import LAST_LEGACY
 from launcher.parameters import Parameters
 from launcher.stopping import Stopping
 from neuron_server import logs
@@ -165,7 +166,7 @@ async def _run(options: ExportOptions, environ: Mapping[str, str]) -> int:
     env = {**hub_environment(environ), "PYTHONUNBUFFERED": "1"}
     runner = Runner(env, Relay(json_output=options.json_output), stopping)
     stack = installed(machine_root(environ), environ)
-    legacy = stack.optimum_neuron is not None and release(stack.optimum_neuron) <= LAST_LEGACY
+    legacy = stack.optimum_neuron is not None and numbers(stack.optimum_neuron) <= LAST_LEGACY
     # transformers-neuronx compiles with the weights in hand; later releases need only the configuration.
     fetched = await _fetched(options, runner, config_only=not legacy)
     if fetched is None:

@@ -6,13 +6,13 @@ its own (0.0.28, 0.3.0 and 0.4.5). Driver against runtime is ``launcher/device/d
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from launcher.device.inventory import Inventory
 from launcher.device.stack import Stack
+from launcher.device.versions import numbers
 from neuron_server.compiled_model import TARGETS, check_servable
 from neuron_server.errors import ModelError
 from neuron_server.models import ModelFacts, StaticFacts
@@ -129,17 +129,11 @@ def export_command(static: StaticFacts, model_id: str = "MODEL", **changes: obje
     return shlex.join(words)
 
 
-def release(version: str) -> tuple[int, ...]:
-    """``(0, 4, 6)`` of ``0.4.6.dev4``; empty for what is no version."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
-
-
 # -- one rule each -------------------------------------------------------------------------------------------
 
 
 def _generation(static: StaticFacts, installed: str, again: str) -> ModelError | None:
-    have = release(installed)
+    have = numbers(installed)
     if static.hlo:
         return _version(
             f"the model was compiled by the HLO backend of optimum-neuron {static.optimum_version or '0.2'}, "
@@ -173,7 +167,7 @@ def unsupported(model_type: str, installed: str) -> str | None:
 
     Of releases after those we know nothing is said.
     """
-    have, spans = release(installed), COMPILED_SINCE.get(model_type)
+    have, spans = numbers(installed), COMPILED_SINCE.get(model_type)
     if have > _NEWEST_KNOWN:
         return None
     if spans is None:
@@ -210,7 +204,7 @@ def _compiler(static: StaticFacts, installed: str | None, again: str) -> ModelEr
     if compiled is None or installed is None:
         return None
     if static.generation == "legacy":
-        if release(compiled) <= release(installed):
+        if numbers(compiled) <= numbers(installed):
             return None
         what = "and an older one cannot run it"
     else:
